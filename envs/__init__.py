@@ -1,0 +1,1 @@
+"""Non-stationary MuJoCo tasks for Gymnasium."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning that keeps learning: an extension of stable-baselines3."""

@@ -1,0 +1,1 @@
+"""Callbacks for any SB3 agent."""

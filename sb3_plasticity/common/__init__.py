@@ -1,0 +1,1 @@
+"""Functions the algorithm and the callbacks share; nothing here knows either."""

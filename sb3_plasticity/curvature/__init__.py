@@ -1,0 +1,1 @@
+"""Curvature spectra: Hessian, generalised Gauss-Newton (GGN) and Kronecker-factored (KFAC)."""

@@ -1,0 +1,1 @@
+"""PPO with the L2-ER objective."""
