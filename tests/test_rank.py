@@ -1,0 +1,220 @@
+"""Effective rank and epsilon-rank against hand-worked values, independent formulas and finite differences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_plasticity.common.rank import effective_rank, effective_rank_of_covariance, epsilon_rank
+
+BOTH = pytest.mark.parametrize("of", ["covariance", "features"])
+
+
+def by_svd(features: np.ndarray, of: str) -> float:
+    values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    values = values**2 if of == "covariance" else values
+    share = values[values > 1e-12 * values.max()] / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def gradient(features: th.Tensor, of: str) -> th.Tensor:
+    features = features.clone().requires_grad_()
+    (grad,) = th.autograd.grad(effective_rank(features, of).sum(), features)
+    return grad
+
+
+def generator(seed: int = 0) -> th.Generator:
+    return th.Generator().manual_seed(seed)
+
+
+def test_hand_worked_values():
+    # Singular values 3, 1: shares 3/4, 1/4, squared 9/10, 1/10.
+    features = th.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=th.float64)
+    assert effective_rank(features, "features").item() == pytest.approx(4 / 3**0.75, abs=1e-14)
+    assert effective_rank(features, "covariance").item() == pytest.approx(10 / 9**0.9, abs=1e-14)
+    # Orthogonal rows of equal length: every direction counts fully.
+    assert effective_rank(5 * th.eye(7)).item() == pytest.approx(7, rel=1e-6)
+    # One direction only.
+    ones = th.ones(6, 4, dtype=th.float64)
+    assert effective_rank(ones).item() == 1.0
+    assert effective_rank(ones, "features").item() == 1.0
+    # Uncentred: a constant offset is a direction of its own, centring would leave rank 0.
+    assert effective_rank(th.tensor([[1.0, 1.0], [1.0, -1.0]])).item() == pytest.approx(2.0, rel=1e-6)
+
+
+def test_hand_worked_gradient():
+    # Diagonal features diag(s): erank = exp(H(p)), d erank / d s_i = erank * (-(log p_i + H)) / sum(s)  (features).
+    features = th.diag(th.tensor([3.0, 1.0], dtype=th.float64))
+    share = np.array([0.75, 0.25])
+    entropy = -(share * np.log(share)).sum()
+    expected = np.diag(np.exp(entropy) * -(np.log(share) + entropy) / 4.0)
+    np.testing.assert_allclose(gradient(features, "features").numpy(), expected, atol=1e-14)
+    # covariance: shares s_i^2 / 10, one more factor 2 s_i from the square.
+    share = np.array([0.9, 0.1])
+    entropy = -(share * np.log(share)).sum()
+    expected = np.diag(np.exp(entropy) * -(np.log(share) + entropy) / 10.0 * 2 * np.array([3.0, 1.0]))
+    np.testing.assert_allclose(gradient(features, "covariance").numpy(), expected, atol=1e-14)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (40, 12), (1, 6), (6, 1)])
+def test_value_against_singular_values(of, shape):
+    features = th.relu(th.randn(shape, generator=generator(), dtype=th.float64) + 0.3)
+    assert effective_rank(features, of).item() == pytest.approx(by_svd(features.numpy(), of), rel=1e-10)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5), (2, 6, 4)])
+def test_gradient_against_finite_differences(of, shape):
+    features = th.randn(shape, generator=generator(1), dtype=th.float64, requires_grad=True)
+    assert th.autograd.gradcheck(lambda a: effective_rank(a, of), (features,), eps=1e-6, atol=1e-7)
+
+
+def test_gradient_on_repeated_eigenvalues():
+    # erank is largest at the identity: gradient 0, exactly where eigh's own gradient would divide 0 by 0.
+    for of in ("covariance", "features"):
+        assert gradient(th.eye(6, dtype=th.float64), of).abs().max() < 1e-14
+    # Two equal pairs, checked by central differences: eigenvalues are not smooth there, the entropy is.
+    features = th.diag(th.tensor([2.0, 2.0, 1.0, 1.0], dtype=th.float64)).requires_grad_()
+    assert th.autograd.gradcheck(effective_rank, (features,), eps=1e-5, atol=1e-7)
+
+
+@BOTH
+def test_rank_deficient_gradient_against_finite_differences_along_the_range(of):
+    # Two nonzero directions and two dead columns: perturbations that keep the dead columns dead are smooth.
+    features = th.randn(6, 2, generator=generator(2), dtype=th.float64, requires_grad=True)
+    assert th.autograd.gradcheck(
+        lambda a: effective_rank(th.cat([a, th.zeros(6, 2, dtype=a.dtype)], 1), of), (features,), eps=1e-6, atol=1e-7
+    )
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [th.float32, th.float64, th.bfloat16])
+def test_all_zero_features_have_rank_one_and_no_gradient(of, dtype):
+    features = th.zeros(8, 5, dtype=dtype)
+    assert effective_rank(features, of).item() == 1.0
+    assert effective_rank(features, of).dtype == dtype
+    assert th.equal(gradient(features, of), th.zeros_like(features))
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-31, 1e-29, 1e-10, 1.0, 1e10, 1e30, 3e37])
+def test_finite_at_any_scale(of, scale):
+    features = th.relu(th.randn(20, 6, generator=generator(3), dtype=th.float64))
+    scaled = (features * scale).to(th.float32)
+    value, grad = effective_rank(scaled, of), gradient(scaled, of)
+    assert th.isfinite(grad).all()
+    if scale > 1e-30:
+        assert value.item() == pytest.approx(by_svd(features.numpy(), of), rel=1e-5)
+        expected = gradient(features, of) / scale
+        # In float32 a gradient of 1e-38 is subnormal: compare where the dtype holds it.
+        if scale < 1e30:
+            th.testing.assert_close(grad.double() / expected.norm(), expected / expected.norm(), rtol=1e-4, atol=1e-5)
+    else:
+        assert value.item() == 1.0 and grad.count_nonzero() == 0
+
+
+@BOTH
+def test_finite_on_the_features_of_dying_networks(of):
+    rng = generator(4)
+    for trial in range(40):
+        features = th.relu(th.randn(256, 64, generator=rng) @ th.randn(64, 64, generator=rng) * 10.0 ** (trial % 8))
+        features[:, th.rand(64, generator=rng) < trial / 40] = 0  # dead units
+        features[:, -1] = features[:, 0]  # a copied unit
+        features[trial:] = features[0]  # few distinct rows
+        value, grad = effective_rank(features, of), gradient(features, of)
+        assert th.isfinite(value) and 1 <= value.item() <= min(64, trial + 1) + 1e-3
+        assert th.isfinite(grad).all()
+        assert value.item() == pytest.approx(by_svd(features.numpy(), of), rel=1e-4)
+
+
+@BOTH
+def test_ascent_raises_the_rank(of):
+    features = th.relu(th.randn(32, 8, generator=generator(5), dtype=th.float64) + 2)
+    step = features + 1e-4 * gradient(features, of)
+    assert effective_rank(step, of) > effective_rank(features, of)
+
+
+@BOTH
+def test_batch_of_layers_equals_one_by_one(of):
+    layers = th.relu(th.randn(3, 10, 6, generator=generator(6)))
+    layers[1] = 0
+    values = effective_rank(layers, of)
+    assert values.shape == (3,)
+    th.testing.assert_close(values, th.stack([effective_rank(layer, of) for layer in layers]), rtol=1e-6, atol=0)
+    grads = gradient(layers, of)
+    th.testing.assert_close(grads, th.stack([gradient(layer, of) for layer in layers]), rtol=1e-5, atol=1e-6)
+
+
+@BOTH
+def test_torch_func_grad_equals_autograd(of):
+    features = th.randn(12, 5, generator=generator(7))
+    th.testing.assert_close(th.func.grad(lambda a: effective_rank(a, of))(features), gradient(features, of))
+
+
+def test_rank_of_a_covariance_matrix():
+    assert effective_rank_of_covariance(th.diag(th.tensor([9.0, 1.0]))).item() == pytest.approx(10 / 9**0.9, rel=1e-6)
+    assert effective_rank_of_covariance(th.zeros(3, 3)).item() == 1.0
+    first, second = th.randn(2, 20, 5, generator=generator(8), dtype=th.float64)
+    total = first.T @ first / 20 + second.T @ second / 20
+    # The sum of second moments is the second moment of the stacked features.
+    expected = effective_rank(th.cat([first, second]))
+    assert effective_rank_of_covariance(total).item() == pytest.approx(expected.item(), rel=1e-12)
+    pair = effective_rank_of_covariance(th.stack([total, th.eye(5, dtype=th.float64)]))
+    th.testing.assert_close(pair, th.tensor([expected.item(), 5.0], dtype=th.float64))
+    factor = first.clone().requires_grad_()
+    assert th.autograd.gradcheck(lambda a: effective_rank_of_covariance(a.T @ a), (factor,), eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "features, of, message",
+    [
+        (th.ones(3, 3), "variance", "of='variance'"),
+        (th.ones(3), "covariance", r"features must have two axes.*\(3,\)"),
+        (th.ones(0, 3), "covariance", r"\(0, 3\)"),
+        (th.ones(3, 3, dtype=th.int64), "covariance", "torch.int64"),
+        (np.ones((3, 3)), "covariance", "ndarray"),
+        (th.tensor([[1.0, math.nan]]), "features", "features contain NaN or infinity"),
+        (th.tensor([[1.0, math.inf]]), "covariance", "features contain NaN or infinity"),
+    ],
+)
+def test_bad_features(features, of, message):
+    with pytest.raises(ValueError, match=message):
+        effective_rank(features, of)
+
+
+def test_bad_covariance():
+    with pytest.raises(ValueError, match=r"matrix must have shape \(d, d\)"):
+        effective_rank_of_covariance(th.ones(2, 3))
+    with pytest.raises(ValueError, match="matrix contain NaN"):
+        effective_rank_of_covariance(th.full((2, 2), math.nan))
+
+
+def test_epsilon_rank_by_hand():
+    eigenvalues = th.tensor([-3.0, 1.0, 0.5, 1e-9, 0.0])
+    assert epsilon_rank(eigenvalues, 0.5).item() == pytest.approx(2 / 5)  # strict
+    assert epsilon_rank(eigenvalues, 0.5, normalized=False).item() == 2
+    assert epsilon_rank(eigenvalues, 1e-10).item() == pytest.approx(4 / 5)
+    assert epsilon_rank(eigenvalues, 0.3, relative=True).item() == pytest.approx(2 / 5)
+    assert epsilon_rank(th.zeros(4), 0.1, relative=True).item() == 0
+
+
+def test_epsilon_rank_of_a_quadrature():
+    nodes = np.array([[0.0, 2.0], [0.0, -1.0]])
+    weights = np.array([[0.9, 0.1], [0.75, 0.25]])
+    np.testing.assert_allclose(epsilon_rank(nodes, 0.5, weights).numpy(), [0.1, 0.25])
+    np.testing.assert_allclose(epsilon_rank(nodes, 0.5, weights, dim=40, normalized=False).numpy(), [4, 10])
+    np.testing.assert_allclose(epsilon_rank(nodes, 1.5, weights).numpy(), [0.1, 0])
+
+
+def test_bad_epsilon_rank():
+    for eps in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="eps="):
+            epsilon_rank(th.ones(3), eps)
+    with pytest.raises(ValueError, match="dim=None"):
+        epsilon_rank(th.ones(2), 0.1, th.tensor([0.5, 0.5]), normalized=False)
+    with pytest.raises(ValueError, match="must be equal"):
+        epsilon_rank(th.ones(2), 0.1, th.ones(3))
+    with pytest.raises(ValueError, match="NaN"):
+        epsilon_rank(th.tensor([math.nan]), 0.1)
