@@ -1,0 +1,200 @@
+"""Hidden activations, parameters and outputs of an SB3 actor-critic, network by network."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+NETWORKS = ("policy", "value")
+
+
+@dataclass(frozen=True)
+class HiddenLayers:
+    """
+    The layers of an actor-critic that read hidden activations, by module name and in forward order.
+
+    A parameterised layer counts when its input depends on parameters, that is every linear or convolutional layer
+    after the first. Layers that both networks share, and inputs that both networks read, count once: with the policy.
+
+    :param policy: module names in the policy network
+    :param value: module names only the value network has
+    :param widths: number of features of each named layer's input
+    """
+
+    policy: tuple[str, ...]
+    value: tuple[str, ...]
+    widths: dict[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All module names, the policy's first."""
+        return self.policy + self.value
+
+
+def as_feature_matrix(layer: nn.Module, activations: th.Tensor) -> th.Tensor:
+    """
+    Activations as a matrix with one feature a column.
+
+    :param layer: the layer that reads them
+    :param activations: (N, d), (N, ..., d), or (N, C, H, W) for a convolution
+    :return: (rows, features); every position of a convolution's input is a row: (N * H * W, C)
+    """
+    if isinstance(layer, _ConvNd):
+        activations = activations.movedim(1, -1)
+    return activations.reshape(-1, activations.shape[-1])
+
+
+@contextmanager
+def record_inputs(module: nn.Module, names: Iterable[str] | None = None) -> Iterator[dict[str, th.Tensor]]:
+    """
+    Record the inputs of linear and convolutional layers while ``module`` runs.
+
+    :param module: the module that will be called inside the context
+    :param names: names of the layers to record; all linear and convolutional ones if None
+    :return: a dictionary, filled as the layers are called, of layer name to its input, graph attached
+    """
+    layers = dict(module.named_modules())
+    if names is None:
+        names = [name for name, layer in layers.items() if isinstance(layer, (nn.Linear, _ConvNd))]
+    recorded: dict[str, th.Tensor] = {}
+    handles = []
+    for name in names:
+
+        def record(_layer: nn.Module, inputs: tuple[th.Tensor, ...], name: str = name) -> None:
+            recorded[name] = inputs[0]
+
+        handles.append(layers[name].register_forward_pre_hook(record))
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def record_features(policy: ActorCriticPolicy, names: Iterable[str]) -> Iterator[dict[str, th.Tensor]]:
+    """
+    Record hidden features while the policy runs.
+
+    :param policy: the actor-critic that will be called inside the context
+    :param names: names from :class:`HiddenLayers`
+    :return: a dictionary of layer name to feature matrix (rows, features), filled when the context ends
+    """
+    features: dict[str, th.Tensor] = {}
+    with record_inputs(policy, names) as recorded:
+        yield features
+    layers = dict(policy.named_modules())
+    features.update({name: as_feature_matrix(layers[name], value) for name, value in recorded.items()})
+
+
+def find_hidden_layers(policy: ActorCriticPolicy) -> HiddenLayers:
+    """
+    Find which layers of an actor-critic read hidden activations, and whose they are.
+
+    Runs the policy on one all-zero observation, in evaluation mode and without touching any random generator.
+
+    :param policy: an SB3 actor-critic policy
+    :return: the layers, network by network
+    """
+    observation, action = zero_observation(policy), zero_action(policy)
+    training = policy.training
+    policy.set_training_mode(False)
+    try:
+        with th.enable_grad():
+            with record_inputs(policy) as joint:
+                evaluate_actions(policy, observation, action)
+            with record_inputs(policy) as actor:
+                policy.get_distribution(observation)
+    finally:
+        policy.set_training_mode(training)
+
+    by_network: dict[bool, list[str]] = {True: [], False: []}
+    seen: set[int] = set()
+    for name in sorted(joint, key=lambda name: name not in actor):  # stable: the policy's layers first
+        activations = joint[name]
+        if activations.requires_grad and id(activations) not in seen:
+            seen.add(id(activations))
+            by_network[name in actor].append(name)
+    modules = dict(policy.named_modules())
+    widths = {
+        name: as_feature_matrix(modules[name], joint[name]).shape[1] for names in by_network.values() for name in names
+    }
+    return HiddenLayers(policy=tuple(by_network[True]), value=tuple(by_network[False]), widths=widths)
+
+
+def evaluate_actions(
+    policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor
+) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """
+    Values, log probabilities and entropy, for actions as a rollout buffer stores them.
+
+    :param policy: an SB3 actor-critic policy
+    :param observations: (N, ...), or a dictionary of such
+    :param actions: (N, ...); discrete ones as floats (N, 1)
+    :return: values (N, 1), log probabilities (N,), entropy (N,) or None
+    """
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.long().flatten()
+    return policy.evaluate_actions(observations, actions)
+
+
+def zero_observation(policy: ActorCriticPolicy) -> PyTorchObs:
+    """
+    One all-zero observation.
+
+    :param policy: an SB3 actor-critic policy
+    :return: a batch of one observation, on the policy's device
+    """
+    space = policy.observation_space
+    if isinstance(space, spaces.Dict):
+        zeros = {key: np.zeros((1, *(sub.shape or ())), dtype=sub.dtype) for key, sub in space.spaces.items()}
+        return {key: th.as_tensor(value, device=policy.device) for key, value in zeros.items()}
+    return th.as_tensor(np.zeros((1, *(space.shape or ())), dtype=space.dtype), device=policy.device)
+
+
+def zero_action(policy: ActorCriticPolicy) -> th.Tensor:
+    """
+    One all-zero action.
+
+    :param policy: an SB3 actor-critic policy
+    :return: a batch of one action as ``evaluate_actions`` takes it, on the policy's device
+    """
+    space = policy.action_space
+    if isinstance(space, spaces.Discrete):
+        return th.zeros(1, dtype=th.long, device=policy.device)
+    return th.zeros(1, *(space.shape or ()), device=policy.device)
+
+
+def network_parameters(policy: ActorCriticPolicy) -> dict[str, dict[str, nn.Parameter]]:
+    """
+    The trainable parameters each network's output depends on.
+
+    :param policy: an SB3 actor-critic policy
+    :return: ``{"policy": {name: parameter}, "value": {name: parameter}}`` with the names of
+        ``policy.named_parameters()``; parameters of shared layers are in both
+    """
+    observation = zero_observation(policy)
+    named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    training = policy.training
+    policy.set_training_mode(False)
+    try:
+        with th.enable_grad():
+            log_prob = policy.get_distribution(observation).log_prob(zero_action(policy))
+            outputs = {"policy": log_prob.sum(), "value": policy.predict_values(observation).sum()}
+            gradients = {
+                network: th.autograd.grad(output, list(named.values()), allow_unused=True, retain_graph=True)
+                for network, output in outputs.items()
+            }
+    finally:
+        policy.set_training_mode(training)
+    return {
+        network: {name: p for (name, p), g in zip(named.items(), grads, strict=True) if g is not None}
+        for network, grads in gradients.items()
+    }

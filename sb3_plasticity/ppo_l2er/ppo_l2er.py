@@ -1,0 +1,404 @@
+"""PPO with the L2-ER objective."""
+
+from collections import defaultdict
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from torch import nn
+
+from sb3_plasticity.common.actor_critic import find_hidden_layers
+from sb3_plasticity.common.objective import ER_AGGREGATES, RANKS_OF, ErAggregate, PPOCoefficients
+from sb3_plasticity.common.rank import RankOf
+from sb3_plasticity.common.rollout import rollout_samples, rollout_size
+from sb3_plasticity.common.task_sync import TaskSyncCallback, _tree
+from sb3_plasticity.ppo_l2er.presets import one_argument_form
+from sb3_plasticity.ppo_l2er.update import EffectiveRankReward, gradient_step, l2er_terms, rank_ascent_step
+
+SelfPPO_L2ER = TypeVar("SelfPPO_L2ER", bound="PPO_L2ER")
+ErMode = Literal["loss", "step"]
+
+# Rows of the rollout on which train/erank_* is taken: enough for a stable number, few enough for image features.
+LOGGED_ROWS = 2048
+
+
+class PPO_L2ER(PPO):
+    r"""
+    Proximal Policy Optimization with L2-ER, which keeps a network able to learn while its task changes.
+
+    .. math:: L = L_\text{PPO} - \text{er\_coef} \, (\text{erank}_\text{policy} + \text{erank}_\text{value})
+              + \text{l2\_coef} \, \lVert\theta\rVert^2
+
+    Paper: Prakash, He, Guo et al. (ICML 2026), https://arxiv.org/abs/2509.22335
+
+    erank is the effective rank of the hidden features: the inputs of every linear and convolutional layer after the
+    first, averaged over a network's layers. Layers that policy and value network share count once, with the policy.
+
+    Everything :class:`stable_baselines3.PPO` takes is taken in the same order and means the same; with ``er_coef=0``
+    and ``l2_coef=0`` the results are PPO's, bit for bit. Built from an environment alone, ``PPO_L2ER(env)`` or
+    ``PPO_L2ER("SlipperyAnt-v0")``, it chooses the policy class by the observation space; for an id with a packaged
+    preset the arguments left out come from that preset.
+
+    Besides PPO's keys, each update logs ``train/erank_policy`` and ``train/erank_value``, on the rollout's own features
+    before the update (at most 2,048 rows: compare only at equal numbers of rows), and, of the penalties that are on,
+    ``train/er_loss``, -(erank_policy + erank_value) on the samples it was applied to, and ``train/l2_loss``,
+    :math:`\lVert\theta\rVert^2`, both without their coefficient.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...); may be left out
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+    :param batch_size: Minibatch size
+    :param n_epochs: Number of epoch when optimizing the surrogate loss
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
+    :param clip_range_vf: Clipping parameter for the value function; None (default) for no clipping
+    :param normalize_advantage: Whether to normalize or not the advantage
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping; the penalties are inside it
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+    :param rollout_buffer_class: Rollout buffer class to use
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Limit the KL divergence between updates; None (default) for no limit
+    :param stats_window_size: Window size for the rollout logging
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param er_coef: Weight of the effective rank (``er_mode="loss"``) or size of its step (``er_mode="step"``), >= 0;
+        it can be a function of the current progress remaining (from 1 to 0)
+    :param l2_coef: Weight of the squared norm of the parameters, >= 0, or a schedule. The coupled weight decay ``wd``
+        of the authors' optimizer is ``l2_coef = wd / 2``; the default is their wd = 1e-3
+    :param er_mode: ``"loss"``: the poster's objective, one gradient for all terms. ``"step"``: the authors' code,
+        before each epoch's minibatches one plain gradient step of size ``er_coef`` on the whole rollout's features
+    :param er_interval: in ``"loss"`` mode, every how many minibatches one carries the effective rank, at
+        ``er_interval``-fold strength, so that its mean strength is ``er_coef`` whatever the interval
+    :param er_batch_size: in ``"loss"`` mode, rank the features of this many transitions drawn from the rollout instead
+        of the minibatch's own, which cannot show more rank than it has rows
+    :param l2_log_std: Whether the squared norm includes the log standard deviation of the actions. Decay pulls it to 0,
+        the standard deviation to 1: more exploration, whatever it does for the networks
+    :param rank_of: spectrum whose effective rank is taken: ``"covariance"``, the eigenvalues of E[a a^T] (poster), or
+        ``"features"``, the singular values of the uncentred feature matrix (authors' code)
+    :param er_aggregate: ``"mean"``: mean over layers of their effective ranks. ``"sum"``: effective rank of the layers'
+        summed second moments (poster), for layers of equal width
+    :param preset: ``"auto"`` takes what a one-argument call leaves out from the packaged preset for that environment
+        id, where there is one; None never does
+    :raises ValueError: for arguments outside what is accepted
+    """
+
+    @one_argument_form
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy] | None = None,
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        er_coef: float | Schedule = 1e-3,
+        l2_coef: float | Schedule = 5e-4,
+        er_mode: ErMode = "loss",
+        er_interval: int = 8,
+        er_batch_size: int | None = None,
+        l2_log_std: bool = True,
+        rank_of: RankOf = "covariance",
+        er_aggregate: ErAggregate = "mean",
+        preset: Literal["auto"] | None = "auto",
+    ):
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.er_coef = er_coef
+        self.l2_coef = l2_coef
+        self.er_mode = er_mode
+        self.er_interval = er_interval
+        self.er_batch_size = er_batch_size
+        self.l2_log_std = l2_log_std
+        self.rank_of = rank_of
+        self.er_aggregate = er_aggregate
+        self.preset = preset
+        # Minibatches seen so far: every er_interval-th carries the effective rank, across epochs, rollouts and saves.
+        self._n_minibatches = 0
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        _check_coefficient("er_coef", self.er_coef)
+        _check_coefficient("l2_coef", self.l2_coef)
+        _check_choice("er_mode", self.er_mode, get_args(ErMode))
+        _check_choice("rank_of", self.rank_of, RANKS_OF)
+        _check_choice("er_aggregate", self.er_aggregate, ER_AGGREGATES)
+        _check_count("er_interval", self.er_interval, at_least=1)
+        if self.er_batch_size is not None:
+            if self.er_mode == "step":
+                raise ValueError(
+                    f"er_batch_size={self.er_batch_size}: er_mode='step' ranks the whole rollout; accepted is None"
+                )
+            _check_count("er_batch_size", self.er_batch_size, at_least=2)
+            if self.er_batch_size > (size := self.n_steps * self.n_envs):
+                raise ValueError(f"er_batch_size={self.er_batch_size}: accepted are at most n_steps * n_envs = {size}")
+        super()._setup_model()
+        self.er_coef = FloatSchedule(self.er_coef)
+        self.l2_coef = FloatSchedule(self.l2_coef)
+
+        layers = find_hidden_layers(self.policy)
+        self._rank_reward = EffectiveRankReward(self.policy, layers, self.rank_of, self.er_aggregate)
+        constant_zero = self.er_coef(1.0) == self.er_coef(0.5) == self.er_coef(0.0) == 0
+        if not constant_zero and not layers.names:
+            raise ValueError(
+                f"er_coef={self.er_coef(1.0)}: this policy has no hidden layer whose features could be ranked "
+                f"(net_arch={self.policy.net_arch}); accepted is 0, or a policy with hidden layers"
+            )
+        if self.er_aggregate == "sum":
+            for names in (layers.policy, layers.value):
+                if len({layers.widths[name] for name in names}) > 1:
+                    widths = ", ".join(f"{name}: {layers.widths[name]}" for name in names)
+                    raise ValueError(
+                        f"er_aggregate='sum': accepted are hidden layers of equal width, these have {widths}"
+                    )
+
+    @property
+    def _trainable_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+
+    @property
+    def _l2_parameters(self) -> list[nn.Parameter]:
+        return [
+            parameter
+            for name, parameter in self.policy.named_parameters()
+            if parameter.requires_grad and (self.l2_log_std or name != "log_std")
+        ]
+
+    def train(self) -> None:
+        """Update policy using the currently gathered rollout buffer."""
+        ranks = self._rollout_ranks()
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        progress = self._current_progress_remaining
+        er_coef, l2_coef = self.er_coef(progress), self.l2_coef(progress)  # type: ignore[operator]
+        coefficients = PPOCoefficients(
+            clip_range=self.clip_range(progress),  # type: ignore[operator]
+            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            normalize_advantage=self.normalize_advantage,
+        )
+        history: dict[str, list[Any]] = defaultdict(list)
+        try:
+            for epoch in range(self.n_epochs):
+                if self.er_mode == "step" and er_coef > 0:
+                    history["er_loss"].append(self._rank_ascent(er_coef))
+                history["approx_kl"].clear()  # SB3 logs the last epoch's
+                continue_training = self._train_epoch(epoch, coefficients, er_coef, l2_coef, history)
+                self._n_updates += 1
+                if not continue_training:
+                    break
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{type(self).__name__} stopped at {self.num_timesteps} timesteps, update {self._n_updates}: {error}. "
+                "The parameters are those before this minibatch"
+            ) from error
+        self._record_training(history, coefficients, ranks)
+
+    def _train_epoch(
+        self,
+        epoch: int,
+        coefficients: PPOCoefficients,
+        er_coef: float,
+        l2_coef: float,
+        history: dict[str, list[Any]],
+    ) -> bool:
+        """Take a pass over the rollout; return False when ``target_kl`` ended it."""
+        l2_parameters = self._l2_parameters
+        for minibatch in self.rollout_buffer.get(self.batch_size):
+            minibatch_er_coef = self._next_er_coef(er_coef)
+            terms = l2er_terms(
+                self._rank_reward,
+                minibatch,
+                coefficients,
+                er_coef=minibatch_er_coef,
+                er_batch=self._draw_er_batch() if minibatch_er_coef > 0 else None,
+                l2_coef=l2_coef,
+                l2_parameters=l2_parameters,
+            )
+            for name in ("policy_loss", "value_loss", "entropy_loss", "clip_fraction"):
+                history[name].append(getattr(terms.ppo, name).item())
+            for name in ("loss", "er_loss", "l2_loss"):
+                if (term := getattr(terms, name)) is not None:
+                    history[name].append(term.item())
+            approx_kl = terms.ppo.approx_kl.cpu().numpy()
+            history["approx_kl"].append(approx_kl)
+            if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                if self.verbose >= 1:
+                    print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+                return False
+            gradient_step(self.policy, terms, self.max_grad_norm)
+        return True
+
+    def _record_training(
+        self, history: dict[str, list[Any]], coefficients: PPOCoefficients, ranks: dict[str, float]
+    ) -> None:
+        """Log what SB3 logs, under the same keys and in the same order, then what is ours."""
+        record = self.logger.record
+        record("train/entropy_loss", np.mean(history["entropy_loss"]))
+        record("train/policy_gradient_loss", np.mean(history["policy_loss"]))
+        record("train/value_loss", np.mean(history["value_loss"]))
+        record("train/approx_kl", np.mean(history["approx_kl"]))
+        record("train/clip_fraction", np.mean(history["clip_fraction"]))
+        record("train/loss", history["loss"][-1])
+        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        record("train/explained_variance", explained_variance(values, returns))
+        if hasattr(self.policy, "log_std"):
+            record("train/std", th.exp(self.policy.log_std).mean().item())
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
+        record("train/clip_range", coefficients.clip_range)
+        if coefficients.clip_range_vf is not None:
+            record("train/clip_range_vf", coefficients.clip_range_vf)
+        for name in ("er_loss", "l2_loss"):
+            if history[name]:
+                record(f"train/{name}", np.mean(history[name]))
+        for network, rank in ranks.items():
+            record(f"train/erank_{network}", rank)
+
+    def _next_er_coef(self, er_coef: float) -> float:
+        """Strength of the effective rank in the next minibatch."""
+        carries_it = self._n_minibatches % self.er_interval == 0
+        self._n_minibatches += 1
+        return self.er_interval * er_coef if carries_it and self.er_mode == "loss" else 0.0
+
+    def _draw_er_batch(self) -> RolloutBufferSamples | None:
+        if self.er_batch_size is None:
+            return None
+        rows = th.randperm(rollout_size(self.rollout_buffer))[: self.er_batch_size]
+        return rollout_samples(self.rollout_buffer, rows.numpy())
+
+    def _rank_ascent(self, step_size: float) -> float:
+        """Take one step on the whole rollout's features and return the loss before it."""
+        rollout = rollout_samples(self.rollout_buffer)
+        er_loss = self._rank_reward.loss(self._rank_reward.features(rollout.observations, rollout.actions))
+        rank_ascent_step(self._trainable_parameters, er_loss, step_size)
+        return er_loss.item()
+
+    def _rollout_ranks(self) -> dict[str, float]:
+        """Effective ranks on the rollout's features, under the weights that collected it."""
+        size = rollout_size(self.rollout_buffer)
+        rows = np.linspace(0, size - 1, LOGGED_ROWS).astype(int) if size > LOGGED_ROWS else None
+        rollout = rollout_samples(self.rollout_buffer, rows)
+        with th.no_grad():
+            features = self._rank_reward.features(rollout.observations, rollout.actions)
+            return {network: rank.item() for network, rank in self._rank_reward.ranks(features).items()}
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        callbacks: list[Any] = callback if isinstance(callback, list) else [] if callback is None else [callback]
+        callbacks = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
+        if not any(isinstance(c, TaskSyncCallback) for root in callbacks for c in _tree(root)):
+            # First, so that evaluations of the same step already see the right task.
+            callbacks = [TaskSyncCallback(), *callbacks]
+        return super()._init_callback(callbacks, progress_bar)
+
+    def learn(
+        self: SelfPPO_L2ER,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "PPO_L2ER",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPPO_L2ER:
+        """
+        Return a trained model: SB3's ``learn``, with every environment of the call on one task clock.
+
+        :param total_timesteps: The total number of samples (env steps) to train on
+        :param callback: callback(s) called at every step with state of the algorithm
+        :param log_interval: for on-policy algos, the number of training iterations between two logs
+        :param tb_log_name: the name of the run for TensorBoard logging
+        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging and by the
+            task clock)
+        :param progress_bar: Display a progress bar using tqdm and rich
+        :return: the trained model
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_rank_reward"]
+
+
+def _check_coefficient(name: str, value: Any) -> None:
+    if callable(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value!r}: accepted are numbers >= 0 and functions of the remaining progress")
+
+
+def _check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name}={value!r}: accepted are {', '.join(map(repr, accepted))}")
+
+
+def _check_count(name: str, value: Any, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name}={value!r}: accepted are whole numbers >= {at_least}")

@@ -1,0 +1,388 @@
+"""PPO_L2ER's own arguments, objective, logs and persistence."""
+
+import copy
+import inspect
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvBox, SimpleMultiObsEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
+
+import sb3_plasticity.ppo_l2er.ppo_l2er as module
+from sb3_plasticity import PPO_L2ER
+from sb3_plasticity.common.objective import PPOCoefficients
+from sb3_plasticity.common.rollout import rollout_samples
+from sb3_plasticity.ppo_l2er.update import gradient_step, l2er_terms
+
+SMALL = dict(n_steps=64, batch_size=16, n_epochs=2, seed=3, device="cpu")
+RELU = dict(net_arch=[12, 12], activation_fn=nn.ReLU)
+
+
+def parameters(model):
+    return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
+
+
+def collected(**arguments):
+    """A model with a full rollout buffer, one train() away from its first update."""
+    model = PPO_L2ER("MlpPolicy", "Pendulum-v1", **(SMALL | arguments))
+    train, model.train = model.train, lambda: None
+    model.learn(model.n_steps)
+    model.train = train
+    return model
+
+
+def hidden_features(model, observations):
+    """Both networks' hidden features, layer by layer, from the weights alone."""
+    weights = {name: value.detach().double() for name, value in model.policy.named_parameters()}
+    weights = {name: value.requires_grad_() for name, value in weights.items()}
+    features = {}
+    for network in ("policy", "value"):
+        a, features[network] = observations, []
+        for layer in (0, 2):
+            name = f"mlp_extractor.{network}_net.{layer}"
+            a = (a @ weights[name + ".weight"].T + weights[name + ".bias"]).clamp(min=0)
+            features[network].append(a)
+    return weights, features
+
+
+def svd_entropy(features, power):
+    spectrum = th.linalg.svdvals(features) ** power
+    share = spectrum / spectrum.sum()
+    share = share[share > 1e-14]
+    return th.exp(-(share * share.log()).sum())
+
+
+@pytest.mark.parametrize("rank_of, power", [("covariance", 2), ("features", 1)])
+def test_step_mode_is_one_gradient_step_on_the_rank_of_the_rollout(rank_of, power):
+    er_coef = 0.05
+    model = collected(
+        er_mode="step", er_coef=er_coef, l2_coef=0.0, rank_of=rank_of, learning_rate=0.0, n_epochs=1, policy_kwargs=RELU
+    )
+    observations = rollout_samples(model.rollout_buffer).observations.double()
+    weights, features = hidden_features(model, observations)
+    ranks = {network: sum(svd_entropy(a, power) for a in layers) / 2 for network, layers in features.items()}
+    gradients = th.autograd.grad(ranks["policy"] + ranks["value"], list(weights.values()), allow_unused=True)
+
+    model.train()  # learning rate 0: the minibatches change nothing
+
+    after = parameters(model)
+    for (name, before), gradient in zip(weights.items(), gradients, strict=True):
+        expected = before if gradient is None else before + er_coef * gradient
+        th.testing.assert_close(after[name].double(), expected.detach(), rtol=0, atol=2e-7)
+    assert max(gradient.abs().max().item() for gradient in gradients if gradient is not None) > 1e-2
+    logged = model.logger.name_to_value
+    for network, rank in ranks.items():
+        assert logged[f"train/erank_{network}"] == pytest.approx(rank.item(), rel=1e-5)
+    assert logged["train/er_loss"] == pytest.approx(-(ranks["policy"] + ranks["value"]).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("er_aggregate", ["mean", "sum"])
+def test_loss_mode_adds_the_rank_of_the_minibatch_to_the_gradient(er_aggregate):
+    """SGD on a single minibatch: the parameters differ from plain PPO's by lr * er_coef * d erank / d theta."""
+    lr, er_coef = 0.5, 0.1
+    arguments = dict(
+        l2_coef=0.0,
+        er_aggregate=er_aggregate,
+        er_interval=1,
+        learning_rate=lr,
+        n_epochs=1,
+        batch_size=64,
+        vf_coef=1e-4,  # Pendulum's returns are in the thousands
+        max_grad_norm=1e9,
+        policy_kwargs=RELU | dict(optimizer_class=th.optim.SGD),
+    )
+    plain, ours = collected(er_coef=0.0, **arguments), collected(er_coef=er_coef, **arguments)
+    weights, features = hidden_features(ours, rollout_samples(ours.rollout_buffer).observations.double())
+    if er_aggregate == "mean":
+        total = sum(svd_entropy(a, 2) / 2 for layers in features.values() for a in layers)
+    else:  # erank(A^T A + B^T B): the singular values of A stacked on B, squared
+        total = sum(svd_entropy(th.cat(layers), 2) for layers in features.values())
+    gradients = th.autograd.grad(total, list(weights.values()), allow_unused=True)
+
+    plain.train()
+    ours.train()
+
+    expected, actual = parameters(plain), parameters(ours)
+    for name, gradient in zip(weights, gradients, strict=True):
+        shift = 0 if gradient is None else lr * er_coef * gradient
+        th.testing.assert_close(
+            actual[name].double() - expected[name].double(), shift + th.zeros_like(weights[name]), rtol=0, atol=3e-6
+        )
+
+
+@pytest.mark.parametrize("optimizer", [th.optim.SGD, th.optim.Adam])
+def test_l2_is_coupled_weight_decay(optimizer):
+    """Stock PPO whose optimizer has weight decay wd is the oracle for l2_coef = wd / 2."""
+    wd = 0.02
+    common = SMALL | dict(
+        learning_rate=1e-2, vf_coef=1e-4, max_grad_norm=1e9, policy_kwargs=dict(optimizer_class=optimizer)
+    )
+    stock_kwargs = dict(optimizer_class=optimizer, optimizer_kwargs=dict(weight_decay=wd))
+    stock = PPO("MlpPolicy", "Pendulum-v1", **(common | dict(policy_kwargs=stock_kwargs))).learn(128)
+    if optimizer is th.optim.Adam:  # SB3's own eps, which explicit optimizer_kwargs displace
+        common = common | dict(policy_kwargs=dict(optimizer_class=optimizer, optimizer_kwargs=dict(eps=1e-8)))
+    ours = PPO_L2ER("MlpPolicy", "Pendulum-v1", er_coef=0.0, l2_coef=wd / 2, **common).learn(128)
+    plain = PPO("MlpPolicy", "Pendulum-v1", **common).learn(128)
+    for name, expected in parameters(stock).items():
+        th.testing.assert_close(parameters(ours)[name], expected, rtol=1e-4, atol=1e-6)
+    assert any(
+        not th.allclose(parameters(plain)[name], parameters(stock)[name], atol=1e-4) for name in parameters(stock)
+    )
+
+
+def test_l2_log_std_leaves_the_log_std_out():
+    common = dict(
+        er_coef=0.0,
+        l2_coef=0.1,
+        n_epochs=1,
+        batch_size=64,
+        learning_rate=0.5,
+        max_grad_norm=1e9,
+        policy_kwargs=dict(optimizer_class=th.optim.SGD, log_std_init=-2.0),
+    )
+    included, left_out = collected(l2_log_std=True, **common), collected(l2_log_std=False, **common)
+    included.train()
+    left_out.train()
+    first, second = parameters(included), parameters(left_out)
+    # lr * 2 * l2_coef * theta = 0.5 * 2 * 0.1 * (-2): decay moves log_std up by 0.2
+    assert (first["log_std"] - second["log_std"]).item() == pytest.approx(0.2, abs=1e-6)
+    for name in first.keys() - {"log_std"}:
+        th.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("er_interval, minibatches", [(1, 4), (2, 4), (3, 4), (8, 4), (5, 3)])
+def test_er_interval_keeps_the_mean_strength(monkeypatch, er_interval, minibatches):
+    strengths = []
+    original = module.l2er_terms
+
+    def spy(*args, er_coef, **kwargs):
+        strengths.append(er_coef)
+        return original(*args, er_coef=er_coef, **kwargs)
+
+    monkeypatch.setattr(module, "l2er_terms", spy)
+    model = PPO_L2ER(
+        "MlpPolicy",
+        "Pendulum-v1",
+        n_steps=16 * minibatches,
+        batch_size=16,
+        n_epochs=er_interval,
+        er_coef=0.5,
+        er_interval=er_interval,
+    )
+    model.learn(model.n_steps)  # er_interval epochs: a whole number of periods, whatever divides what
+    assert len(strengths) == minibatches * er_interval
+    assert sum(strengths) == 0.5 * len(strengths)
+    assert set(strengths) <= {0.0, 0.5 * er_interval}
+    assert np.count_nonzero(strengths) == minibatches
+
+
+def test_er_batch_size_ranks_rows_of_the_rollout():
+    model = PPO_L2ER("MlpPolicy", "Pendulum-v1", er_batch_size=64, er_coef=0.01, er_interval=2, **SMALL)
+    calls = []
+    features = type(model._rank_reward).features
+    object.__setattr__(
+        model._rank_reward,
+        "features",
+        lambda obs, actions: (calls.append(len(obs)), features(model._rank_reward, obs, actions))[1],
+    )
+    model.learn(64)
+    # once for the log, on the rollout, then every second of 2 x 4 minibatches
+    assert calls == [64] * (1 + 4)
+
+
+def test_schedules_of_the_coefficients():
+    seen = []
+    model = PPO_L2ER(
+        "MlpPolicy",
+        "Pendulum-v1",
+        er_coef=LinearSchedule(1e-2, 0.0, 1.0),
+        l2_coef=lambda progress: seen.append(progress) or 1e-4 * progress,
+        **SMALL,
+    )
+    seen.clear()
+    model.learn(256)
+    assert seen == [0.75, 0.5, 0.25, 0.0]
+    # At progress 0 both are 0: that last rollout logged no penalty.
+    assert "train/erank_policy" in model.logger.name_to_value
+
+
+def image_env():
+    return FakeImageEnv(screen_height=36, screen_width=36, n_channels=1)
+
+
+@pytest.mark.parametrize("er_mode", ["loss", "step"])
+@pytest.mark.parametrize("rank_of", ["covariance", "features"])
+@pytest.mark.parametrize(
+    "env, extra",
+    [
+        (lambda: IdentityEnvBox(eps=0.1), {}),
+        (lambda: gym.make("Pendulum-v1"), dict(use_sde=True)),
+        (image_env, {}),
+        (image_env, dict(policy_kwargs=dict(share_features_extractor=False))),
+        (lambda: SimpleMultiObsEnv(random_start=False), {}),
+    ],
+    ids=["box", "gsde", "cnn-shared", "cnn-separate", "dict"],
+)
+def test_trains_saves_loads_and_continues(tmp_path, er_mode, rank_of, env, extra):
+    arguments = SMALL | dict(batch_size=32, er_mode=er_mode, rank_of=rank_of, er_coef=1e-3, l2_coef=1e-4) | extra
+    if er_mode == "loss":
+        arguments |= dict(er_interval=3)
+    model = PPO_L2ER(env(), **arguments).learn(64)
+    model.save(tmp_path / "model.zip")
+    loaded = PPO_L2ER.load(tmp_path / "model.zip", env=env())
+    for name, value in parameters(model).items():
+        assert th.equal(parameters(loaded)[name], value)
+    for name in ("er_mode", "er_interval", "er_batch_size", "l2_log_std", "rank_of", "er_aggregate", "preset"):
+        assert getattr(loaded, name) == getattr(model, name)
+    assert loaded.er_coef(0.3) == 1e-3 and loaded.l2_coef(0.3) == 1e-4
+    assert loaded._n_minibatches == model._n_minibatches == 4
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 128
+    assert all(th.isfinite(value).all() for value in parameters(loaded).values())
+    assert any(not th.equal(parameters(loaded)[name], value) for name, value in parameters(model).items())
+
+
+def test_same_seed_same_parameters():
+    first, second = (PPO_L2ER("MlpPolicy", "Pendulum-v1", er_coef=1e-2, **SMALL).learn(128) for _ in range(2))
+    for name, value in parameters(first).items():
+        assert th.equal(parameters(second)[name], value)
+
+
+def test_loads_and_continues_a_stock_ppo(tmp_path):
+    stock = PPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    stock.save(tmp_path / "ppo.zip")
+    loaded = PPO_L2ER.load(tmp_path / "ppo.zip", env=gym.make("Pendulum-v1"), er_coef=0.01)
+    for name, value in parameters(stock).items():
+        assert th.equal(parameters(loaded)[name], value)
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 128
+    assert "train/er_loss" in loaded.logger.name_to_value
+
+
+def test_replay_of_a_saved_model_is_exact(tmp_path):
+    model = PPO_L2ER("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save(tmp_path / "m")
+    loaded = PPO_L2ER.load(tmp_path / "m")
+    observation = np.array([[0.1, -0.9, 0.4]], dtype=np.float32)
+    np.testing.assert_array_equal(
+        model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
+    )
+
+
+class TestOneArgumentForm:
+    @pytest.mark.parametrize("form", [lambda env: PPO_L2ER(env, **SMALL), lambda env: PPO_L2ER(env=env, **SMALL)])
+    @pytest.mark.parametrize(
+        "env, policy",
+        [
+            (lambda: gym.make("Pendulum-v1"), "ActorCriticPolicy"),
+            (lambda: "CartPole-v1", "ActorCriticPolicy"),
+            (image_env, "ActorCriticCnnPolicy"),
+            (lambda: SimpleMultiObsEnv(), "MultiInputActorCriticPolicy"),
+        ],
+    )
+    def test_chooses_the_policy_by_the_observation_space(self, form, env, policy):
+        assert type(form(env())).__name__ in (policy, "PPO_L2ER")
+        assert type(form(env()).policy).__name__ == policy
+
+    @pytest.mark.parametrize("arguments", [(), ("MlpPolicy",), (None, None)])
+    def test_needs_an_environment(self, arguments):
+        with pytest.raises(ValueError, match=r"env=None.*PPO_L2ER\('SlipperyAnt-v0'\).*'MlpPolicy'"):
+            PPO_L2ER(*arguments)
+
+    def test_a_mistyped_id_names_the_nearest(self):
+        with pytest.raises(gym.error.UnregisteredEnv, match="SlipperyAnt"):
+            PPO_L2ER("SliperyAnt-v0")
+
+    def test_signature_is_sb3s_first(self):
+        ours, stock = inspect.signature(PPO_L2ER.__init__).parameters, inspect.signature(PPO.__init__).parameters
+        assert list(ours)[: len(stock)] == list(stock)
+        for name in list(stock)[3:]:
+            assert ours[name].default == stock[name].default
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(er_coef=-1e-3), "er_coef=-0.001: accepted are numbers >= 0"),
+        (dict(er_coef=float("nan")), "er_coef=nan"),
+        (dict(er_coef="lin_1e-3"), "er_coef='lin_1e-3'"),
+        (dict(l2_coef=float("inf")), "l2_coef=inf"),
+        (dict(er_mode="los"), "er_mode='los': accepted are 'loss', 'step'"),
+        (dict(rank_of="gram"), "rank_of='gram': accepted are 'covariance', 'features'"),
+        (dict(er_aggregate="max"), "er_aggregate='max': accepted are 'mean', 'sum'"),
+        (dict(er_interval=0), "er_interval=0: accepted are whole numbers >= 1"),
+        (dict(er_interval=2.5), "er_interval=2.5"),
+        (dict(er_batch_size=1), "er_batch_size=1: accepted are whole numbers >= 2"),
+        (dict(er_batch_size=65), "er_batch_size=65: accepted are at most n_steps \\* n_envs = 64"),
+        (dict(er_batch_size=32, er_mode="step"), "er_batch_size=32: er_mode='step'"),
+        (dict(preset="paper"), "preset='paper': accepted are 'auto' and None"),
+        (dict(policy_kwargs=dict(net_arch=[])), "er_coef=0.001: this policy has no hidden layer"),
+        (
+            dict(er_aggregate="sum", policy_kwargs=dict(net_arch=[16, 8])),
+            "er_aggregate='sum': accepted are hidden layers of equal width.*16.*8",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PPO_L2ER("MlpPolicy", "Pendulum-v1", **(SMALL | dict(er_coef=1e-3) | arguments))
+
+
+class BadReward(gym.Wrapper):
+    """Pendulum with one bad reward, in the second rollout of 64 steps."""
+
+    def __init__(self, value):
+        super().__init__(gym.make("Pendulum-v1"))
+        self.value, self.count = value, 0
+
+    def step(self, action):
+        observation, reward, *rest = self.env.step(action)
+        self.count += 1
+        return observation, self.value if self.count == 70 else reward, *rest
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_reported_and_never_written_over_good_weights(value):
+    model = PPO_L2ER("MlpPolicy", BadReward(value), **(SMALL | dict(batch_size=64, n_epochs=1)))
+    model.learn(64)
+    before, optimizer = parameters(model), copy.deepcopy(model.policy.optimizer.state_dict())
+    with pytest.raises(FloatingPointError, match="PPO_L2ER stopped at 128 timesteps, update 1: policy_loss is nan"):
+        model.learn(64, reset_num_timesteps=False)
+    for name, value in parameters(model).items():
+        assert th.equal(value, before[name])
+    assert str(model.policy.optimizer.state_dict()) == str(optimizer)
+
+
+def test_the_term_at_fault_is_named():
+    model = collected(er_coef=1e-3, l2_coef=1e-4, er_interval=1)
+    arguments = dict(er_coef=1e-3, er_batch=None, l2_coef=1e-4, l2_parameters=model._l2_parameters)
+    coefficients = PPOCoefficients(0.2, None, 0.0, 0.5, True)
+    rollout = rollout_samples(model.rollout_buffer)
+
+    terms = l2er_terms(
+        model._rank_reward, rollout._replace(returns=rollout.returns * th.inf), coefficients, **arguments
+    )
+    with pytest.raises(FloatingPointError, match="value_loss is"):
+        gradient_step(model.policy, terms, 0.5)
+
+    terms = l2er_terms(model._rank_reward, rollout, coefficients, **arguments)
+    bias = model.policy.value_net.bias
+    bad = terms._replace(loss=terms.ppo.policy_loss + (bias - bias.detach()).sqrt().sum())  # slope infinity at 0
+    with pytest.raises(FloatingPointError, match=r"the gradient of value_net\.bias is not finite"):
+        gradient_step(model.policy, bad, 0.5)
+
+    with th.no_grad():
+        model.policy.mlp_extractor.value_net[0].weight[0, 0] = th.nan
+    with pytest.raises(FloatingPointError, match="er_loss: features contain NaN or infinity"):
+        l2er_terms(model._rank_reward, rollout, coefficients, **arguments)
+
+
+def test_usable_with_sb3s_helpers():
+    model = PPO_L2ER("CartPole-v1", **SMALL).learn(64)
+    mean, std = evaluate_policy(model, model.get_env(), n_eval_episodes=2)
+    assert mean >= 1 and std >= 0
