@@ -1,0 +1,233 @@
+"""Hessian-vector products and stochastic Lanczos quadrature."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_plasticity.curvature.parameters import FlatView, cast_floating, check_params
+from sb3_plasticity.curvature.spectrum import Spectrum
+
+LossFn = Callable[[dict[str, th.Tensor], Any], th.Tensor]
+MatVec = Callable[[th.Tensor], th.Tensor]
+
+
+def hessian_spectrum(
+    loss_fn: LossFn,
+    params: dict[str, th.Tensor],
+    batch: Any,
+    *,
+    steps: int = 100,
+    draws: int = 1,
+    seed: int = 0,
+    dtype: th.dtype | None = None,
+) -> Spectrum:
+    """
+    Spectrum of a loss's Hessian by stochastic Lanczos quadrature with full reorthogonalisation.
+
+    Ubaru, Chen and Saad 2017, *Fast estimation of tr(f(A)) via stochastic Lanczos quadrature*; Ghorbani, Krishnan and
+    Xiao 2019. One draw costs ``steps`` Hessian-vector products, about a gradient each, and keeps ``steps`` vectors of
+    the size of the parameters. The global random generators are not touched, nor are ``params`` and their ``.grad``.
+
+    The Hessian of one layer: pass that layer's parameters only and let ``loss_fn`` take the others from elsewhere
+    (``torch.func.functional_call`` takes what is missing from the module).
+
+    :param loss_fn: ``loss_fn(params, batch)`` -> scalar, a mean over samples, twice differentiable in ``params``
+    :param params: name -> tensor. Copies of them are passed to ``loss_fn``
+    :param batch: passed to ``loss_fn``
+    :param steps: Lanczos steps, >= 1, that is nodes per draw. More than there are parameters are as many as there are
+        parameters, and the spectrum is exact
+    :param draws: independent Gaussian start vectors, >= 1; two or more give every measure a standard error
+    :param seed: of the start vectors, draw by draw
+    :param dtype: compute in this dtype: parameters and every floating tensor in ``batch`` (a nest of tuples, lists and
+        dicts) are cast. By default in that of the parameters
+    :return: ``draws`` quadratures; fewer than ``steps`` nodes where an invariant subspace was found
+    :raises ValueError: for no parameters, ``steps`` or ``draws`` < 1, a loss that is not a scalar
+    :raises FloatingPointError: for a NaN or infinity in the loss, its gradient or a Hessian-vector product
+    """
+    for name, value in (("steps", steps), ("draws", draws)):
+        if value < 1:
+            raise ValueError(f"{name}={value!r}: accepted are whole numbers >= 1")
+    matvec, dim, reference = _hessian_operator(loss_fn, params, batch, dtype)
+    generator = th.Generator().manual_seed(seed)
+    results = [_quadrature(matvec, dim, min(steps, dim), generator, reference) for _ in range(draws)]
+    length = max(len(nodes) for nodes, _ in results)
+    # Draws that ended early, in an invariant subspace, are padded with nodes of weight 0.
+    nodes = np.stack([np.pad(nodes, (0, length - len(nodes)), mode="edge") for nodes, _ in results])
+    weights = np.stack([np.pad(weights, (0, length - len(weights))) for _, weights in results])
+    rounding = 10 * th.finfo(reference.dtype).eps * float(np.abs(nodes).max())
+    if steps >= dim:
+        # Every draw holds the same dim eigenvalues.
+        nodes, weights = nodes[:1], weights[:1]
+    return Spectrum(nodes, weights, dim, exact=steps >= dim, rounding=rounding)
+
+
+def hessian_vector_product(
+    loss_fn: LossFn,
+    params: dict[str, th.Tensor],
+    batch: Any,
+    vector: dict[str, th.Tensor],
+    *,
+    dtype: th.dtype | None = None,
+) -> dict[str, th.Tensor]:
+    """
+    Product of a loss's Hessian with a vector, by double backward (Pearlmutter 1994).
+
+    :param loss_fn: see :func:`hessian_spectrum`
+    :param params: name -> tensor
+    :param batch: passed to ``loss_fn``
+    :param vector: name -> tensor of the parameter's shape, for every parameter
+    :param dtype: see :func:`hessian_spectrum`
+    :return: name -> tensor of the parameter's shape
+    :raises ValueError: for names or shapes that differ from those of ``params``
+    :raises FloatingPointError: see :func:`hessian_spectrum`
+    """
+    shapes = {name: tuple(value.shape) for name, value in params.items()}
+    found = {name: tuple(value.shape) for name, value in vector.items()}
+    if found != shapes:
+        raise ValueError(f"vector must have the names and shapes of params, {shapes}, got {found}")
+    matvec, _, reference = _hessian_operator(loss_fn, params, batch, dtype)
+    view = FlatView(params)
+    return view.unflatten(matvec(view.flatten(vector).to(reference)))
+
+
+def _hessian_operator(
+    loss_fn: LossFn, params: dict[str, th.Tensor], batch: Any, dtype: th.dtype | None
+) -> tuple[MatVec, int, th.Tensor]:
+    """Return v -> Hv on flat vectors, its size, and an empty tensor of its dtype and device."""
+    check_params(params)
+    leaves = {name: cast_floating(value.detach(), dtype).clone().requires_grad_() for name, value in params.items()}
+    view = FlatView(leaves)
+    values = list(leaves.values())
+    with th.enable_grad():
+        loss = loss_fn(leaves, cast_floating(batch, dtype))
+        if not isinstance(loss, th.Tensor) or loss.numel() != 1:
+            raise ValueError(f"loss_fn must return a scalar tensor, got {getattr(loss, 'shape', type(loss).__name__)}")
+        _check_finite(loss, "the loss")
+        if not loss.requires_grad:
+            raise ValueError("loss_fn's result does not depend on params: no gradient reaches them")
+        grads = th.autograd.grad(loss.reshape(()), values, create_graph=True, materialize_grads=True)
+    for name, grad in zip(leaves, grads, strict=True):
+        _check_finite(grad, f"the gradient of {name}")
+    # A gradient that is constant (a linear loss, an unused parameter) has no graph: its rows of the Hessian are 0.
+    curved = [index for index, grad in enumerate(grads) if grad.requires_grad]
+    outputs = [grads[index] for index in curved]
+
+    def matvec(vector: th.Tensor) -> th.Tensor:
+        if not outputs:
+            return th.zeros_like(vector)
+        pieces = view.split(vector)
+        # The graph of the gradient is kept: a product costs no new forward or first backward pass.
+        products = th.autograd.grad(
+            outputs, values, [pieces[index] for index in curved], retain_graph=True, materialize_grads=True
+        )
+        return th.cat([product.reshape(-1) for product in products])
+
+    return matvec, view.size, values[0].detach().new_empty(0)
+
+
+def _quadrature(
+    matvec: MatVec, dim: int, steps: int, generator: th.Generator, reference: th.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    One draw: nodes (k,) and weights (k,).
+
+    A start vector's Krylov space may close early (repeated or few eigenvalues). Its Ritz values are eigenvalues then,
+    and a new start vector orthogonal to all before goes on in the complement, for which it is a draw of its own. So
+    each closed block but the last counts once, 1 / dim an eigenvalue, and the last stands for all that remains.
+    """
+    blocks = lanczos(matvec, dim, steps, generator, reference)
+    if len(blocks) > 1 and not blocks[-1].closed:
+        # Cut short, it would stand for the complement with too few nodes; the closed block before has them all.
+        blocks = blocks[:-1]
+    nodes, weights, seen = [], [], 0
+    for block in blocks:
+        values, vectors = np.linalg.eigh(np.diag(block.diagonal) + np.diag(block.off, 1) + np.diag(block.off, -1))
+        whole = block is not blocks[-1] or seen + len(values) == dim
+        share = np.full(len(values), 1.0 / dim) if whole else vectors[0] ** 2 * (dim - seen) / dim
+        nodes.append(values)
+        weights.append(share)
+        seen += len(values)
+    return np.concatenate(nodes), np.concatenate(weights)
+
+
+class Block:
+    """
+    The tridiagonal matrix of one Krylov space.
+
+    :param diagonal: (k,)
+    :param off: (k - 1,)
+    :param closed: the space is invariant
+    """
+
+    def __init__(self) -> None:
+        self.diagonal: list[float] = []
+        self.off: list[float] = []
+        self.closed = False
+
+
+def lanczos(matvec: MatVec, dim: int, steps: int, generator: th.Generator, reference: th.Tensor) -> list[Block]:
+    """
+    Lanczos with full reorthogonalisation from a Gaussian vector, started anew whenever a Krylov space closes.
+
+    :param matvec: product of a symmetric matrix with a (dim,) vector
+    :param dim: size of the matrix
+    :param steps: products to compute, at most ``dim``
+    :param generator: of the start vectors, on the CPU
+    :param reference: a tensor of the wanted dtype and device
+    :return: the blocks, in order; their lengths sum to ``steps``
+    :raises FloatingPointError: for a NaN or infinity in a product
+    """
+    basis = reference.new_empty((steps, dim))
+    # A residual this small against the matrix is rounding: the space has closed.
+    tolerance = 100 * th.finfo(reference.dtype).eps
+    norm = 0.0
+    blocks: list[Block] = []
+    block: Block | None = None
+    for step in range(steps):
+        if block is None:
+            block = Block()
+            blocks.append(block)
+            basis[step] = _start_vector(basis[:step], generator)
+        product = matvec(basis[step])
+        diagonal = float(th.dot(basis[step], product))
+        if not np.isfinite(diagonal):
+            raise FloatingPointError(f"NaN or infinity in Hessian-vector product {step + 1}")
+        block.diagonal.append(diagonal)
+        product = product - diagonal * basis[step]
+        if len(block.diagonal) > 1:
+            product -= block.off[-1] * basis[step - 1]
+        residual = _orthogonalise(product, basis[: step + 1])
+        norm = max(norm, abs(diagonal) + residual + (block.off[-1] if block.off else 0.0))
+        if residual <= tolerance * norm or step + 1 == dim:
+            block.closed, block = True, None
+        elif step + 1 < steps:
+            block.off.append(residual)
+            basis[step + 1] = product / residual
+    return blocks
+
+
+def _start_vector(basis: th.Tensor, generator: th.Generator) -> th.Tensor:
+    vector = th.randn(basis.shape[1], generator=generator, dtype=th.float64).to(basis)
+    return vector / _orthogonalise(vector, basis)
+
+
+def _orthogonalise(vector: th.Tensor, basis: th.Tensor) -> float:
+    """Remove from a vector, in place, its components along orthonormal rows; return the norm of what is left."""
+    before = float(th.linalg.vector_norm(vector))
+    if not len(basis):
+        return before
+    # Twice is enough (Giraud, Langou and Rozloznik 2005), and once when little was removed (Daniel et al. 1976).
+    for _ in range(2):
+        vector -= th.mv(basis.T, th.mv(basis, vector))
+        after = float(th.linalg.vector_norm(vector))
+        if after > 0.7 * before:
+            break
+        before = after
+    return after
+
+
+def _check_finite(value: th.Tensor, term: str) -> None:
+    if not bool(th.isfinite(value.detach()).all()):
+        raise FloatingPointError(f"NaN or infinity in {term}")

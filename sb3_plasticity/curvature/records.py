@@ -1,0 +1,55 @@
+"""Saved spectra of a run as one table."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sb3_plasticity.curvature.spectrum import Spectrum
+
+_FIRST_COLUMNS = ("step", "task_index", "network", "kind")
+
+
+def load_spectra(directory: str | os.PathLike[str], epsilon: Iterable[float] = (1e-3, 1e-2, 1e-1)) -> pd.DataFrame:
+    """
+    Read every spectrum saved under a directory: a row per measurement, by step.
+
+    Columns: ``step``, ``task_index``, ``network``, ``kind`` and whatever else the files' ``info`` holds, ``dim``, the
+    measures of :meth:`Spectrum.measures` each followed by its standard error (``<measure>_se``), then ``spectrum`` (the
+    :class:`Spectrum` itself) and ``path``. Other npz files are passed over.
+
+    :param directory: searched with its subfolders
+    :param epsilon: thresholds of the ``epsilon_rank_<eps>`` columns: they need not be those of the run
+    :return: the table; empty, with the first columns only, if there is no spectrum
+    :raises FileNotFoundError: if there is no such directory
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise FileNotFoundError(f"directory={os.fspath(directory)!r} does not exist")
+    thresholds = tuple(epsilon)
+    rows = [_row(path, thresholds) for path in sorted(root.rglob("*.npz")) if _is_spectrum(path)]
+    if not rows:
+        return pd.DataFrame(columns=[*_FIRST_COLUMNS, "dim", "spectrum", "path"])
+    table = pd.DataFrame(rows)
+    first = [name for name in _FIRST_COLUMNS if name in table.columns]
+    table = table[[*first, *(name for name in table.columns if name not in first)]]
+    return table.sort_values(first, kind="stable", ignore_index=True) if first else table
+
+
+def _is_spectrum(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "format" in file.files and str(file["format"]).startswith("sb3_plasticity.Spectrum/")
+    except ValueError:
+        # Someone else's file with pickled arrays.
+        return False
+
+
+def _row(path: Path, epsilon: tuple[float, ...]) -> dict[str, object]:
+    spectrum = Spectrum.load(path)
+    row: dict[str, object] = {**spectrum.info, "dim": spectrum.dim}
+    for name, value in spectrum.measures(epsilon).items():
+        row |= {name: float(value), f"{name}_se": value.standard_error}
+    return row | {"spectrum": spectrum, "path": str(path)}
