@@ -3,6 +3,7 @@
 from sb3_plasticity.curvature.ggn import ggn_spectrum
 from sb3_plasticity.curvature.hessian import hessian_spectrum, hessian_vector_product
 from sb3_plasticity.curvature.jacobian import ProblemTooLargeError
+from sb3_plasticity.curvature.kfac import kfac_spectrum
 from sb3_plasticity.curvature.records import load_spectra
 from sb3_plasticity.curvature.spectrum import Measure, Spectrum
 
@@ -13,5 +14,6 @@ __all__ = [
     "ggn_spectrum",
     "hessian_spectrum",
     "hessian_vector_product",
+    "kfac_spectrum",
     "load_spectra",
 ]

@@ -62,18 +62,30 @@ def eigenvalues(jacobian: Jacobian, layers: list[Layer], others: list[str], colu
     :param layers: the part's layers
     :param others: the part's other parameters
     :param columns: the part's outputs
-    :return: (min(N * len(columns), parameters),), ascending, none negative
+    :return: (min(N * len(columns), number of parameters),), ascending, none negative
     """
     rows = jacobian.n_samples * len(columns)
     size = sum(layer.size for layer in layers) + sum(jacobian.others[name] for name in others)
     if size <= rows:
         # Fewer parameters than rows: the matrix itself is the smaller one.
         pieces = [piece for layer in layers for piece in layer.dense(columns)]
-        matrix = th.cat([*pieces, *([jacobian.explicit(others, columns)] if others else [])], 1).to(th.float64)
+        matrix = th.cat([*pieces, *([jacobian.explicit(others, columns)] if others else [])], 1)
         gram = matrix.T @ matrix
     else:
         gram = _gram(jacobian, layers, others, columns)
-    return th.linalg.eigvalsh(gram.to(th.float64)).clamp(min=0).numpy(force=True)
+    return nonnegative_eigenvalues(gram)
+
+
+def nonnegative_eigenvalues(matrix: th.Tensor) -> np.ndarray:
+    """
+    Eigenvalues of a positive semi-definite matrix, in float64, with those within its rounding of zero set to zero.
+
+    :param matrix: (d, d)
+    :return: (d,), ascending
+    """
+    # float32 LAPACK returns NaN for some Gram matrices of ReLU features.
+    values = th.linalg.eigvalsh(matrix.to(th.float64)).numpy(force=True)
+    return np.where(values > len(values) * np.finfo(np.float64).eps * values[-1], values, 0.0)
 
 
 def exact_spectrum(values: np.ndarray, dim: int, dtype: th.dtype) -> Spectrum:
