@@ -162,9 +162,9 @@ def _unfit(outputs: th.Tensor, calls: list[Call], leaves: dict[str, th.Tensor]) 
 
 def _check_outputs(outputs: th.Tensor, output_hessian: th.Tensor) -> None:
     if not isinstance(outputs, th.Tensor) or outputs.ndim != 2 or outputs.shape != output_hessian.shape[:2]:
-        found = getattr(outputs, "shape", type(outputs).__name__)
+        found = tuple(outputs.shape) if isinstance(outputs, th.Tensor) else type(outputs).__name__
         raise ValueError(
-            f"output_fn must return (N, C), as output_hessian's shape has it {tuple(output_hessian.shape)}, got {found}"
+            f"output_fn must return (N, C) as in the shape of output_hessian {tuple(output_hessian.shape)}, got {found}"
         )
     if not bool(th.isfinite(outputs.detach()).all()):
         raise FloatingPointError("NaN or infinity in the outputs")

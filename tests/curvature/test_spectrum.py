@@ -1,0 +1,175 @@
+"""Spectrum's measures by hand, its file format, and the table of a run's files."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from sb3_plasticity.curvature import Measure, Spectrum, load_spectra
+
+# Ten eigenvalues: 4, 1, -1 and seven zeros.
+TEN = Spectrum.from_eigenvalues([4.0, 1.0, -1.0], dim=10)
+
+
+def test_measures_by_hand():
+    assert TEN.epsilon_rank(0.5) == pytest.approx(0.3)
+    assert TEN.epsilon_rank(1.0) == pytest.approx(0.1)  # strict
+    assert TEN.epsilon_rank(0.5, normalized=False) == pytest.approx(3)
+    assert TEN.epsilon_rank(0.5, relative=True) == pytest.approx(0.1)  # above 2
+    assert TEN.epsilon_rank(0.2, relative=True, normalized=False) == pytest.approx(3)  # above 0.8
+    assert (TEN.largest, TEN.smallest) == (4.0, -1.0)
+    assert TEN.trace == pytest.approx(4.0)
+    assert TEN.negative_fraction == pytest.approx(0.1)
+    # Shares 2/3, 1/6, 1/6 of the absolute eigenvalues.
+    entropy = -(2 / 3 * math.log(2 / 3) + 2 * 1 / 6 * math.log(1 / 6))
+    assert TEN.effective_rank() == pytest.approx(math.exp(entropy), rel=1e-14)
+    assert Spectrum.from_eigenvalues(np.ones(6)).effective_rank() == pytest.approx(6, rel=1e-12)
+    assert Spectrum.from_eigenvalues([], dim=6).effective_rank() == 1.0
+    assert Spectrum.from_eigenvalues([], dim=6).epsilon_rank(0.1, relative=True) == 0.0
+
+
+def test_effective_rank_counts_multiplicity():
+    # One node of weight 1/2 stands for 50 of 100 eigenvalues.
+    spectrum = Spectrum(np.array([[0.0, 3.0]]), np.array([[0.5, 0.5]]), 100)
+    assert spectrum.effective_rank() == pytest.approx(50, rel=1e-12)
+    assert spectrum.trace == pytest.approx(150)
+
+
+def test_standard_errors():
+    assert TEN.trace.standard_error == 0.0
+    single = Spectrum(np.array([[0.0, 3.0]]), np.array([[0.5, 0.5]]), 4)
+    assert math.isnan(single.trace.standard_error)
+    pair = Spectrum(np.array([[0.0, 3.0], [0.0, 5.0]]), np.array([[0.5, 0.5], [0.75, 0.25]]), 4)
+    assert pair.trace == pytest.approx((6 + 5) / 2) and pair.trace.standard_error == pytest.approx(0.5)
+    assert pair.largest == 4.0 and pair.largest.standard_error == pytest.approx(1.0)
+    rank = pair.epsilon_rank(0.1)
+    assert rank == pytest.approx(0.375) and rank.standard_error == pytest.approx(0.125)
+    # Relative thresholds go draw by draw.
+    assert pair.epsilon_rank(0.5, relative=True, normalized=False) == pytest.approx(1.5)
+
+
+def test_measure_is_a_float_and_survives_pickling():
+    measure = Measure(2.0, 0.5)
+    assert isinstance(measure, float) and measure + 1 == 3.0
+    for twin in (pickle.loads(pickle.dumps(measure)), copy.deepcopy(measure)):
+        assert twin == 2.0 and twin.standard_error == 0.5
+
+
+def test_epsilon_rank_far_below_a_density_grid():
+    # 10,000 grid points over [-1000, 1000] are 0.2 apart: no density can tell 1e-7 from 1e-5, nodes and weights can.
+    values = [1000.0, -1000.0, *[1e-5] * 20, *[1e-7] * 30]
+    spectrum = Spectrum.from_eigenvalues(values, dim=100)
+    golden = {1e-8: 52, 1e-7: 22, 1e-6: 22, 1e-5: 2, 0.1: 2, 999.0: 2, 1000.0: 0}
+    for eps, count in golden.items():
+        assert spectrum.epsilon_rank(eps, normalized=False) == pytest.approx(count, abs=1e-9), eps
+    grid = np.linspace(-1000, 1000, 10_000)
+    step = grid[1] - grid[0]
+    density = spectrum.density(grid, bandwidth=step)
+    on_grid = 100 * (density * (np.abs(grid) > 1e-6)).sum() * step
+    assert on_grid == pytest.approx(100, rel=1e-2)  # the trap: everything seems to be above 1e-6
+
+
+def test_negative_fraction_ignores_rounding():
+    spectrum = Spectrum.from_eigenvalues([1.0, -1e-9, -1e-3], dim=4, rounding=1e-6)
+    assert spectrum.negative_fraction == pytest.approx(0.25)
+
+
+def test_density_integrates_to_one():
+    spectrum = Spectrum(np.array([[0.0, 3.0], [1.0, 5.0]]), np.array([[0.5, 0.5], [0.75, 0.25]]), 4)
+    grid = np.linspace(-3, 8, 4001)
+    density = spectrum.density(grid, bandwidth=0.3)
+    assert np.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-9)
+    # At 5 only the second draw's second node: weight 1/4 of half of the draws.
+    peak = spectrum.density(np.array([5.0]), bandwidth=0.1)[0]
+    assert peak == pytest.approx(0.125 / (0.1 * math.sqrt(2 * math.pi)), rel=1e-9)
+
+
+def test_arrays_are_float64_and_frozen():
+    spectrum = Spectrum(np.array([[1, 2]]), np.array([[0.5, 0.5]], dtype=np.float32), 2)
+    assert spectrum.nodes.dtype == spectrum.weights.dtype == np.float64
+    with pytest.raises(ValueError, match="read-only"):
+        spectrum.nodes[0, 0] = 3
+
+
+@pytest.mark.parametrize(
+    "nodes, weights, dim, message",
+    [
+        ([1.0], [1.0], 1, r"nodes must have shape \(draws, k\)"),
+        ([[1.0]], [[1.0, 0.0]], 1, "must be equal"),
+        ([[math.nan]], [[1.0]], 1, "nodes contain NaN"),
+        ([[1.0, 2.0]], [[0.5, 0.6]], 2, "sum to 1"),
+        ([[1.0, 2.0]], [[1.5, -0.5]], 2, ">= 0"),
+        ([[1.0]], [[1.0]], 0, "dim=0"),
+    ],
+)
+def test_bad_spectrum(nodes, weights, dim, message):
+    with pytest.raises(ValueError, match=message):
+        Spectrum(np.array(nodes), np.array(weights), dim)
+
+
+def test_bad_arguments():
+    for eps in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="eps="):
+            TEN.epsilon_rank(eps)
+    with pytest.raises(ValueError, match="bandwidth=0"):
+        TEN.density(np.zeros(1), 0.0)
+    with pytest.raises(ValueError, match="k <= dim=1"):
+        Spectrum.from_eigenvalues([1.0, 2.0], dim=1)
+
+
+def test_save_and_load(tmp_path):
+    info = {"step": np.int64(4096), "task_index": 2, "network": "policy", "kind": "ggn", "eps": np.array([0.1, 0.2])}
+    rng = np.random.default_rng(0)
+    weights = rng.random((3, 7))
+    spectrum = Spectrum(
+        rng.standard_normal((3, 7)), weights / weights.sum(1, keepdims=True), 50, rounding=1e-7, info=info
+    )
+    path = spectrum.save(tmp_path / "new" / "record")
+    assert path == tmp_path / "new" / "record.npz"
+    twin = Spectrum.load(path)
+    np.testing.assert_array_equal(twin.nodes, spectrum.nodes)
+    np.testing.assert_array_equal(twin.weights, spectrum.weights)
+    assert (twin.dim, twin.exact, twin.rounding) == (50, False, 1e-7)
+    assert twin.info == {"step": 4096, "task_index": 2, "network": "policy", "kind": "ggn", "eps": [0.1, 0.2]}
+    assert twin.trace.standard_error == spectrum.trace.standard_error
+    with pytest.raises(FileExistsError):
+        TEN.save(path)
+    np.testing.assert_array_equal(Spectrum.load(path).nodes, spectrum.nodes)
+    TEN.save(path, overwrite=True)
+    assert Spectrum.load(path).exact and Spectrum.load(path).dim == 10
+
+
+def test_load_and_save_refuse_what_they_cannot_hold(tmp_path):
+    np.savez(tmp_path / "evaluations.npz", results=np.zeros(3))
+    with pytest.raises(ValueError, match="no saved Spectrum"):
+        Spectrum.load(tmp_path / "evaluations.npz")
+    with pytest.raises(TypeError, match="info must hold"):
+        Spectrum.from_eigenvalues([1.0], info={"model": object()}).save(tmp_path / "x.npz")
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_load_spectra(tmp_path):
+    for step, network in ((2000, "value"), (100, "policy"), (100, "value")):
+        info = {"step": step, "task_index": step // 1000, "network": network, "kind": "ggn", "n_samples": 64}
+        spectrum = Spectrum.from_eigenvalues([4.0, 1.0, -1.0], dim=10, info=info)
+        spectrum.save(tmp_path / network / f"{step}.npz")
+    np.savez(tmp_path / "evaluations.npz", results=np.zeros(3))
+    np.savez(tmp_path / "objects.npz", results=np.array([{}], dtype=object))
+    table = load_spectra(tmp_path, epsilon=(0.5, 2.0))
+    assert table.columns[:6].tolist() == ["step", "task_index", "network", "kind", "n_samples", "dim"]
+    assert table.step.tolist() == [100, 100, 2000]
+    assert table.network.tolist() == ["policy", "value", "value"]
+    np.testing.assert_allclose(table["epsilon_rank_0.5"], 0.3)
+    np.testing.assert_allclose(table["epsilon_rank_2"], 0.1)
+    np.testing.assert_allclose(table["trace"], 4.0)
+    assert (table["trace_se"] == 0).all()
+    assert table.spectrum[0].dim == 10
+
+
+def test_load_spectra_of_nothing(tmp_path):
+    table = load_spectra(tmp_path)
+    assert len(table) == 0 and "step" in table.columns
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_spectra(tmp_path / "nowhere")
