@@ -131,7 +131,7 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
             show_task=show_task,
             **kwargs,
         )
-        self._own_fields = self.parameter.own(self.model)
+        self.own_fields = self.parameter.own(self.model)
         self._scratch = mujoco.MjData(self.model) if self.parameter.set_const else None
         self._at_start = True
         self._set_task(self.clock.due())
@@ -205,7 +205,7 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
 
     def _set_task(self, task: Task) -> None:
         if getattr(self, "_applied", None) != task.value:
-            for name, value in self.parameter.compute(self._own_fields, self.model, task.value).items():
+            for name, value in self.parameter.compute(self.own_fields, self.model, task.value).items():
                 write_field(self.model, name, value)
             if self.parameter.set_const:
                 # on data of its own: mj_setConst uses it as scratch space

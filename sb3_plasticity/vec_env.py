@@ -4,17 +4,186 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-import sb3_plasticity.envs  # noqa: F401  # registers the environments
+from sb3_plasticity.envs.batched import BatchedSimulations, NotBatchableError, Simulation
+
+__all__ = ["MujocoBatchVecEnv", "make_nonstationary_vec_env"]
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "batch", "dummy", "subproc")
+
+
+class MujocoBatchVecEnv(VecEnv):
+    """
+    Non-stationary MuJoCo environments stepped together, by ``mujoco.batch`` on a pool of threads.
+
+    It gives, bit for bit, what a ``DummyVecEnv`` over monitored environments of the same id, keywords and seeds gives
+    (except for the wall-clock time ``t`` in ``info["episode"]``): observations, rewards, ends of episodes, terminal
+    observations and infos. A pickled instance is made anew: same arguments, clocks at 0.
+
+    :param env_id: id of an environment of ``sb3_plasticity.envs``
+    :param n_envs: number of simulations
+    :param seed: simulation ``i`` starts from ``seed + i``; None for a random start
+    :param n_threads: number of threads, 0 for one per CPU
+    :param env_kwargs: keywords of the environment
+    :raises NotBatchableError: if results could not be equal: other environments, or contact forces in observation or
+        cost
+    :raises ValueError: for any argument that is out of range
+    """
+
+    def __init__(
+        self, env_id: str, n_envs: int, seed: int | None = None, n_threads: int = 0, **env_kwargs: Any
+    ) -> None:
+        _check_natural("n_envs", n_envs, 1)
+        _check_natural("n_threads", n_threads, 0)
+        self._arguments = {"env_id": env_id, "n_envs": n_envs, "seed": seed, "n_threads": n_threads, **env_kwargs}
+        template = gym.make(gym.spec(env_id), **env_kwargs)
+        self.spec = template.spec
+        if template.render_mode == "human":
+            raise ValueError("render_mode = 'human': a batch of simulations accepts 'rgb_array' or None")
+        if self.spec is not None and self.spec.additional_wrappers:
+            raise NotBatchableError(f"{env_id} has wrappers, which a batch would not apply; use backend='dummy'")
+        self._sims = BatchedSimulations(template, n_envs, n_threads)
+        super().__init__(n_envs, template.observation_space, template.action_space)
+        self.metadata = template.metadata
+        limit = None if self.spec is None else self.spec.max_episode_steps
+        self._limit = np.inf if limit is None else limit
+        self._lengths = np.zeros(n_envs, dtype=np.int64)
+        self._rewards = np.zeros((n_envs, limit or 1024))
+        self._every = np.arange(n_envs)
+        self._t_start = time.time()
+        self.actions: np.ndarray = np.zeros((n_envs, *self.action_space.shape), dtype=np.float32)  # type: ignore[misc]
+        self.seed(seed)
+
+    def reset(self) -> np.ndarray:
+        """
+        Start an episode in every simulation.
+
+        :return: observations, shape (n_envs, observation size)
+        """
+        self._lengths[:] = 0
+        observations, self.reset_infos = self._sims.reset(range(self.num_envs), self._seeds)
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        Keep the actions for :meth:`step_wait`.
+
+        :param actions: shape (n_envs, number of actuators)
+        """
+        self.actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        Step all simulations and start new episodes where one has ended.
+
+        :return: observations, rewards, dones and infos
+        """
+        observations, rewards, terminated, infos = self._sims.step(np.ascontiguousarray(self.actions))
+        self._count(rewards)
+        truncated = self._lengths >= self._limit
+        dones = terminated | truncated
+        for info, by_time in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            info["TimeLimit.truncated"] = by_time
+        if dones.any():
+            ids = np.flatnonzero(dones).tolist()
+            for i in ids:
+                infos[i]["episode"] = self._episode(i)
+                infos[i]["terminal_observation"] = observations[i].copy()
+            observations[ids], reset_infos = self._sims.reset(ids)
+            for i, reset_info in zip(ids, reset_infos, strict=True):
+                self.reset_infos[i] = reset_info
+            self._lengths[ids] = 0
+        return observations, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Free the renderer. The simulations go with the object."""
+        self._sims.template.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """Render every simulation, if ``render_mode`` is ``"rgb_array"``."""
+        if self.render_mode != "rgb_array":
+            return [None] * self.num_envs
+        return [simulation.render() for simulation in self._sims.simulations]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        Read an attribute of simulations.
+
+        :param attr_name: an attribute of the environment; arrays and MuJoCo objects are copies
+        :param indices: which simulations, None for all
+        """
+        return [getattr(simulation, attr_name) for simulation in self._targets(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        Set an attribute of simulations.
+
+        :param attr_name: its name
+        :param value: its value, the same for all
+        :param indices: which simulations, None for all
+        """
+        for simulation in self._targets(indices):
+            setattr(simulation, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        Call a method of simulations.
+
+        :param method_name: ``sync_clock``, ``set_task`` or ``render``
+        :param method_args: its arguments
+        :param indices: which simulations, None for all
+        :param method_kwargs: its keywords
+        :raises AttributeError: for other methods, which would act on copies
+        """
+        return [getattr(sim, method_name)(*method_args, **method_kwargs) for sim in self._targets(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """
+        Say whether simulations behave as if wrapped.
+
+        :param wrapper_class: the wrapper: True for those whose work is done here, as ``Monitor``
+        :param indices: which simulations, None for all
+        """
+        done_here = {Monitor, OrderEnforcing, PassiveEnvChecker} | ({TimeLimit} if self._limit < np.inf else set())
+        return [wrapper_class in done_here for _ in self._targets(indices)]
+
+    def _targets(self, indices: VecEnvIndices) -> list[Simulation]:
+        return [self._sims.simulations[i] for i in self._get_indices(indices)]
+
+    def _count(self, rewards: np.ndarray) -> None:
+        if self._lengths.max() == self._rewards.shape[1]:  # only without a time limit
+            self._rewards = np.concatenate([self._rewards, np.zeros_like(self._rewards)], axis=1)
+        self._rewards[self._every, self._lengths] = rewards
+        self._lengths += 1
+
+    def _episode(self, i: int) -> dict[str, Any]:
+        length = int(self._lengths[i])
+        # Python's sum in the order of the steps, as Monitor
+        total = sum(self._rewards[i, :length].tolist())
+        return {"r": round(total, 6), "l": length, "t": round(time.time() - self._t_start, 6)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]
 
 
 def make_nonstationary_vec_env(
@@ -31,18 +200,33 @@ def make_nonstationary_vec_env(
     :param n_envs: number of environments
     :param seed: environment ``i`` starts from ``seed + i``; None for a random start
     :param backend: ``"batch"`` (one thread pool), ``"dummy"`` (one after another), ``"subproc"`` (one process each) or
-        ``"auto"``
+        ``"auto"``: batch where the results are equal, dummy elsewhere; the log says which
     :param env_kwargs: keywords of the environment
     :return: the environment, not yet reset
-    :raises ValueError: for an unknown backend or a number of environments below 1
+    :raises ValueError: for an unknown backend or a number of environments below 1, and for ``backend="batch"`` where a
+        batch could not give equal results
     :raises gymnasium.error.NameNotFound: for an unknown id; the message names the nearest one
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r}: accepted are {', '.join(map(repr, BACKENDS))}")
-    if isinstance(n_envs, bool) or not isinstance(n_envs, int) or n_envs < 1:
-        raise ValueError(f"n_envs = {n_envs!r}: accepted is an integer from 1")
-    vec_env_cls = SubprocVecEnv if backend == "subproc" else DummyVecEnv
-    logger.info("%s: %s with %d environments", env_id, vec_env_cls.__name__, n_envs)
+    _check_natural("n_envs", n_envs, 1)
+    # as SB3's own helper: nothing is rendered before someone asks for a picture
+    keywords: dict[str, Any] = {"render_mode": "rgb_array", **(env_kwargs or {})}
+    if backend in ("auto", "batch"):
+        try:
+            env = MujocoBatchVecEnv(env_id, n_envs, seed=seed, **keywords)
+        except NotBatchableError as error:
+            if backend == "batch":
+                raise
+            logger.warning("%s in a DummyVecEnv, not in a batch: %s", env_id, error)
+        else:
+            logger.info("%s: %d simulations in a MujocoBatchVecEnv", env_id, n_envs)
+            return env
     # a spec instead of an id: it can be made in a process where nobody has registered it
-    make = functools.partial(gym.make, gym.spec(env_id), **{"render_mode": "rgb_array", **(env_kwargs or {})})
-    return make_vec_env(make, n_envs=n_envs, seed=seed, vec_env_cls=vec_env_cls)
+    make = functools.partial(gym.make, gym.spec(env_id), **keywords)
+    return make_vec_env(make, n_envs, seed=seed, vec_env_cls=SubprocVecEnv if backend == "subproc" else DummyVecEnv)
+
+
+def _check_natural(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} = {value!r}: accepted is an integer from {least}")

@@ -63,7 +63,7 @@ def due(step):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("backend", ["dummy", "subproc"])
+@pytest.mark.parametrize("backend", ["dummy", "subproc", "batch"])
 def test_training_and_evaluation_share_the_clock(backend, normalize):
     env, eval_env = vec_env(backend), vec_env(backend, 1)
     if normalize:
