@@ -236,8 +236,10 @@ def test_attributes_and_methods():
     dummy, batch = pair("SlipperyHopper-v0", schedule=CYCLE)
     assert_same_reset(dummy, batch)
     assert_same_steps(dummy, batch, 10)
-    for name in ("schedule", "switch", "action_bound", "dt", "render_mode", "parameter", "_healthy_z_range", "spec"):
+    for name in ("schedule", "switch", "action_bound", "dt", "render_mode", "parameter", "_healthy_z_range"):
         assert batch.get_attr(name) == dummy.get_attr(name), name
+    for one, other in zip(dummy.get_attr("spec"), batch.get_attr("spec"), strict=True):
+        assert (one.id, one.kwargs, one.max_episode_steps) == (other.id, other.kwargs, other.max_episode_steps)
     assert batch.get_attr("is_healthy") == dummy.get_attr("is_healthy")  # follows from the state
     for one, other in zip(dummy.get_attr("data"), batch.get_attr("data"), strict=True):
         np.testing.assert_array_equal(one.qpos, other.qpos)
