@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces, utils
 from gymnasium.envs.mujoco import MujocoEnv
 
+from . import rendering
 from .physics import get_parameter, write_field
 from .schedules import Schedule, Task, make_schedule
 
@@ -195,6 +196,20 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
         if error:
             observation, reward, terminated, info = self._after_divergence(error, info)
         return observation, reward, terminated, truncated, self._with_task(info)
+
+    def render(self) -> Any:
+        """
+        Draw the simulation as ``render_mode`` says, with the task in the upper left corner if ``show_task``.
+
+        Without a display this uses EGL or OSMesa.
+
+        :raises RuntimeError: if neither is there
+        """
+        overlay = None
+        if self.show_task:
+            unit = "" if self.parameter.unit == "1" else f" {self.parameter.unit}"
+            overlay = {"task": str(self._task.index), self.parameter.name: f"{self._task.value:.3g}{unit}"}
+        return rendering.render(self.mujoco_renderer, self.render_mode, overlay)
 
     def _set_action_space(self) -> spaces.Space:
         space = super()._set_action_space()
