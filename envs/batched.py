@@ -301,6 +301,7 @@ class _Robot(ABC):
         self.env = env
         self.batch = batch
         self.qpos, self.qvel = batch.bind("qpos"), batch.bind("qvel")
+        self.dt = env.dt
         self.size = int(env.observation_space.shape[0])
         self.more: list[np.ndarray] = []  # fields of the simulations observed after position and velocity
         self.start = self.skipped if env._exclude_current_positions_from_observation else 0
@@ -380,7 +381,7 @@ class _Ant(_Robot):
     @override
     def outcome(self, before: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Columns]:
         env, qpos = self.env, self.qpos
-        velocity = (self.xpos[:, self.body, :2] - before) / env.dt
+        velocity = (self.xpos[:, self.body, :2] - before) / self.dt
         low, high = env._healthy_z_range
         height = qpos[:, 2]
         healthy = np.isfinite(qpos).all(axis=1) & np.isfinite(self.qvel).all(axis=1)
@@ -422,7 +423,7 @@ class _Planar(_Robot):
         return self.qpos[:, 0].copy()
 
     def _forward(self, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        velocity = (self.qpos[:, 0] - before) / self.env.dt
+        velocity = (self.qpos[:, 0] - before) / self.dt
         return velocity, self.env._forward_reward_weight * velocity
 
 
@@ -516,7 +517,7 @@ class _Humanoid(_Robot):
     @override
     def outcome(self, before: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Columns]:
         env, height = self.env, self.qpos[:, 2]
-        velocity = (self.position() - before) / env.dt
+        velocity = (self.position() - before) / self.dt
         low, high = env._healthy_z_range
         healthy = (low < height) & (height < high)
         forward = env._forward_reward_weight * velocity[:, 0]

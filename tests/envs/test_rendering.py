@@ -118,7 +118,7 @@ def test_drawing_is_chosen_only_when_nobody_else_has(no_display, monkeypatch):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Gymnasium frees what it never made
 def test_errors_say_what_to_install(no_display, monkeypatch):
     monkeypatch.setattr(rendering, "find_library", lambda name: None)
-    with pytest.raises(RuntimeError, match="neither is installed: install EGL .*libegl1.* or OSMesa"):
+    with pytest.raises(RuntimeError, match=r"neither is installed: install EGL .*libegl1.* or OSMesa"):
         frame()
     with pytest.raises(RuntimeError, match="render_mode = 'human' needs a display"):
         gym.make("SlipperyAnt-v0", render_mode="human").reset()
