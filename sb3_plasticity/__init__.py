@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sb3_plasticity.common.task_sync import TaskSyncCallback
     from sb3_plasticity.curvature.ggn import ggn_spectrum
     from sb3_plasticity.curvature.hessian import hessian_spectrum
+    from sb3_plasticity.curvature.kfac import kfac_spectrum
+    from sb3_plasticity.curvature.records import load_spectra
     from sb3_plasticity.curvature.spectrum import Spectrum
     from sb3_plasticity.ppo_l2er.ppo_l2er import PPO_L2ER
     from sb3_plasticity.vec_env import make_nonstationary_vec_env
@@ -36,6 +38,8 @@ _HOME = {
     "Spectrum": "curvature.spectrum",
     "hessian_spectrum": "curvature.hessian",
     "ggn_spectrum": "curvature.ggn",
+    "kfac_spectrum": "curvature.kfac",
+    "load_spectra": "curvature.records",
 }
 
 __all__ = [
@@ -47,6 +51,8 @@ __all__ = [
     "epsilon_rank",
     "ggn_spectrum",
     "hessian_spectrum",
+    "kfac_spectrum",
+    "load_spectra",
     "make_nonstationary_vec_env",
 ]
 

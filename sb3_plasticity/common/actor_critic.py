@@ -12,8 +12,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-NETWORKS = ("policy", "value")
-
 
 @dataclass(frozen=True)
 class HiddenLayers:
@@ -170,31 +168,3 @@ def zero_action(policy: ActorCriticPolicy) -> th.Tensor:
     if isinstance(space, spaces.Discrete):
         return th.zeros(1, dtype=th.long, device=policy.device)
     return th.zeros(1, *(space.shape or ()), device=policy.device)
-
-
-def network_parameters(policy: ActorCriticPolicy) -> dict[str, dict[str, nn.Parameter]]:
-    """
-    The trainable parameters each network's output depends on.
-
-    :param policy: an SB3 actor-critic policy
-    :return: ``{"policy": {name: parameter}, "value": {name: parameter}}`` with the names of
-        ``policy.named_parameters()``; parameters of shared layers are in both
-    """
-    observation = zero_observation(policy)
-    named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    training = policy.training
-    policy.set_training_mode(False)
-    try:
-        with th.enable_grad():
-            log_prob = policy.get_distribution(observation).log_prob(zero_action(policy))
-            outputs = {"policy": log_prob.sum(), "value": policy.predict_values(observation).sum()}
-            gradients = {
-                network: th.autograd.grad(output, list(named.values()), allow_unused=True, retain_graph=True)
-                for network, output in outputs.items()
-            }
-    finally:
-        policy.set_training_mode(training)
-    return {
-        network: {name: p for (name, p), g in zip(named.items(), grads, strict=True) if g is not None}
-        for network, grads in gradients.items()
-    }

@@ -8,7 +8,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from torch import nn
 
-from sb3_plasticity.common.actor_critic import as_feature_matrix, find_hidden_layers, network_parameters
+from sb3_plasticity.common.actor_critic import as_feature_matrix, find_hidden_layers
 
 CNN = "features_extractor.cnn"
 
@@ -56,7 +56,6 @@ def test_frozen_layers_have_nothing_to_gain():
     frozen = policy("CnnPolicy", image_env(), net_arch=[16])
     frozen.features_extractor.requires_grad_(False)
     assert find_hidden_layers(frozen).policy == ("action_net",)
-    assert not any("extractor.cnn" in name for name in network_parameters(frozen)["policy"])
 
 
 def test_find_hidden_layers_leaves_no_trace():
@@ -75,21 +74,6 @@ def test_convolution_positions_are_rows():
     rows = as_feature_matrix(nn.Conv2d(3, 1, 1), activations)
     assert rows.shape == (2 * 4 * 5, 3)
     assert th.equal(rows[7], activations[0, :, 1, 2])
-
-
-@pytest.mark.parametrize("use_sde", [False, True])
-def test_network_parameters_are_disjoint_for_separate_networks(use_sde):
-    model = PPO("MlpPolicy", "Pendulum-v1", device="cpu", use_sde=use_sde).policy
-    networks = network_parameters(model)
-    assert set(networks["policy"]).isdisjoint(networks["value"])
-    assert set(networks["policy"]) | set(networks["value"]) == {name for name, _ in model.named_parameters()}
-    assert "log_std" in networks["policy"]
-
-
-def test_network_parameters_share_the_extractor():
-    networks = network_parameters(policy("CnnPolicy", image_env()))
-    shared = set(networks["policy"]) & set(networks["value"])
-    assert shared == {name for name in networks["policy"] if name.startswith("features_extractor.")} and shared
 
 
 @pytest.mark.parametrize("space", [spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3), spaces.Discrete(4)])

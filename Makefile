@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format type wheel bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# Without the constraints, pip may take a torch build with gigabytes of CUDA libraries.
+$(READY): pyproject.toml setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed (MuJoCo 4 is): try make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	@touch $@
+
+demo: $(READY)  ## train PPO_L2ER on SlipperyAnt through five friction changes and draw it (under 5 minutes)
+	$(BIN)/python examples/slippery_ant.py
+
+test: $(READY)  ## lint, types, the tests, and the wheel in a clean environment
+	$(MAKE) --no-print-directory lint type
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	$(MAKE) --no-print-directory wheel
+
+test-slow: $(READY)  ## the tests that take minutes each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+
+lint: $(READY)  ## ruff: style, docstrings, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy does not follow the mapping of envs/ to sb3_plasticity.envs: two targets.
+type: $(READY)  ## mypy
+	$(BIN)/mypy sb3_plasticity
+	$(BIN)/mypy envs
+
+wheel: $(READY)  ## build the wheel, install it in a clean environment, import it from another folder
+	$(BIN)/python tests/check_wheel.py
+
+bench: $(READY)  ## the benchmarks: ratios measured side by side
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/curvature.py
+
+clean:  ## remove what the build left
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,143 @@
+"""
+Train PPO_L2ER on SlipperyAnt through several friction changes and draw what happened: ``make demo``.
+
+Everything in the picture comes from the files that any run leaves: SB3's ``progress.csv`` and the saved spectra.
+"""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from stable_baselines3.common.logger import configure
+
+from sb3_plasticity import PPO_L2ER, CurvatureCallback, load_spectra, make_nonstationary_vec_env
+from sb3_plasticity.curvature.plots import plot_density
+from sb3_plasticity.ppo_l2er.presets import preset_arguments, read_presets
+
+EPSILON = 1e-2
+
+
+def train(folder: Path, steps: int, period: int, seed: int) -> None:
+    """
+    Train one agent and leave its logs in a folder.
+
+    :param folder: for TensorBoard events, ``progress.csv``, spectra and the model
+    :param steps: environment steps
+    :param period: of them from one friction to the next
+    :param seed: of everything
+    """
+    preset = read_presets()["SlipperyAnt-v0"]
+    schedule = {"kind": "log_uniform", "low": 0.1, "high": 2.0, "period": period, "seed": seed}
+    env = make_nonstationary_vec_env("SlipperyAnt-v0", preset["n_envs"], seed=seed, env_kwargs={"schedule": schedule})
+    model = PPO_L2ER(env=env, seed=seed, **preset_arguments(preset))
+    model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+    model.learn(steps, callback=CurvatureCallback(epsilon=(1e-3, EPSILON, 1e-1)), progress_bar=True)
+    model.save(folder / "model.zip")
+
+
+def draw(folder: Path) -> Path:
+    """
+    Draw a run: return, friction, effective rank and epsilon-rank over steps, and the spectra at the task starts.
+
+    :param folder: as :func:`train` leaves it
+    :return: the picture
+    """
+    log = pd.read_csv(folder / "progress.csv")
+    spectra = load_spectra(folder / "curvature", epsilon=(EPSILON,))
+    starts = spectra[spectra.phase == "start"]
+    steps = log["time/total_timesteps"]
+    boundaries = sorted(starts.step[starts.task_index > 0].unique())
+
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    figure.suptitle("PPO_L2ER on SlipperyAnt: the friction changes, the agent goes on learning")
+    grid = figure.add_gridspec(4, 2)
+    panels = [figure.add_subplot(grid[row, 0]) for row in range(4)]
+    rewards, friction, erank, epsilon_rank = panels
+    rewards.plot(steps, log["rollout/ep_rew_mean"], color="C0")
+    rewards.axhline(1000, color="grey", lw=0.8, ls=":")
+    rewards.annotate(
+        "standing still", (0.99, 1000), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8
+    )
+    rewards.set_ylabel("mean return of\nlast 100 episodes")
+    friction.step(steps, log["task/value"], where="pre", color="black")
+    friction.set_yscale("log")
+    friction.set_ylabel("friction")
+    for network, color in (("policy", "C1"), ("value", "C2")):
+        erank.plot(steps, log[f"train/erank_{network}"], color=color, label=network)
+        for kind, style in (("ggn", "o-"), ("hessian", "s--")):
+            rows = starts[(starts.network == network) & (starts.kind == kind)]
+            label = f"{network} {'GGN' if kind == 'ggn' else 'Hessian'}"
+            epsilon_rank.plot(rows.step, rows[f"epsilon_rank_{EPSILON:g}"], style, color=color, label=label, ms=4)
+    erank.set_ylabel("effective rank\nof the features")
+    erank.legend(loc="upper left", fontsize=8)
+    epsilon_rank.set_ylabel(f"$\\epsilon$-rank at task starts\n$\\epsilon$ = {EPSILON:g}")
+    epsilon_rank.legend(loc="upper left", fontsize=8, ncols=2)
+    epsilon_rank.set_xlabel("environment steps")
+    for panel in panels:
+        panel.set_xlim(0, steps.max())
+        for boundary in boundaries:
+            panel.axvline(boundary, color="grey", lw=0.8, ls="--", alpha=0.7)
+    for panel in panels[:-1]:
+        panel.tick_params(labelbottom=False)
+
+    for row, (network, kind, title) in enumerate(
+        (
+            ("policy", "hessian", "Policy: Hessian at the start of each task"),
+            ("value", "hessian", "Value network: Hessian at the start of each task"),
+        )
+    ):
+        draw_spectra(figure.add_subplot(grid[2 * row : 2 * row + 2, 1]), starts, network, kind, title)
+    path = folder / "picture.png"
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def draw_spectra(axes: Axes, starts: pd.DataFrame, network: str, kind: str, title: str) -> None:
+    """
+    Draw the spectra at the task starts, a line for each task.
+
+    :param axes: where
+    :param starts: rows of ``load_spectra``
+    :param network: ``"policy"`` or ``"value"``
+    :param kind: ``"ggn"`` or ``"hessian"``
+    :param title: of the panel
+    """
+    rows = starts[(starts.network == network) & (starts.kind == kind)]
+    colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, max(len(rows), 2)))
+    for color, row in zip(colors, rows.itertuples(), strict=False):
+        plot_density(
+            axes,
+            row.spectrum,
+            linear=1e-4,
+            color=color,
+            lw=1,
+            label=f"task {row.task_index}, friction {row.task_value:.2f}",
+        )
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=7)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300_000, help="environment steps")
+    parser.add_argument("--period", type=int, default=50_000, help="steps from one friction to the next")
+    parser.add_argument("--seed", type=int, default=0, help="of the frictions, the environments and the agent")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="where the run's folder is made")
+    arguments = parser.parse_args()
+    folder = arguments.out / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True)
+    print(f"PPO_L2ER on SlipperyAnt-v0: {arguments.steps:,} steps, a new friction every {arguments.period:,}")
+    train(folder, arguments.steps, arguments.period, arguments.seed)
+    print(f"TensorBoard: .venv/bin/tensorboard --logdir {folder}")
+    print(f"Model:       {folder / 'model.zip'}")
+    print(f"Picture:     {draw(folder)}")
+
+
+if __name__ == "__main__":
+    main()

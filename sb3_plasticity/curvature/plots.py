@@ -1,0 +1,68 @@
+"""Pictures of spectra, drawn on axes that the caller owns."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from sb3_plasticity.curvature.spectrum import Spectrum
+
+
+def symlog(values: np.ndarray, linear: float) -> np.ndarray:
+    """
+    Map eigenvalues to a symmetric logarithmic axis: decades beyond ``linear`` are about one unit apart.
+
+    :param values: of any sign
+    :param linear: where the axis turns from linear to logarithmic, > 0
+    :return: asinh(values / (2 linear)) / ln 10, of the same shape
+    """
+    return np.arcsinh(values / (2 * linear)) / np.log(10)
+
+
+def plot_density(axes: Axes, spectrum: Spectrum, *, linear: float = 1e-6, bandwidth: float = 0.1, **line: Any) -> None:
+    """
+    Draw a spectrum's density per decade over a symmetric logarithmic axis, both axes logarithmic.
+
+    The smoothing happens on the logarithmic axis, so a zero eigenvalue and one of 1e-4 stay apart. The picture is for
+    the eye; every measure comes from the nodes and weights themselves.
+
+    :param axes: matplotlib axes
+    :param spectrum: what to draw
+    :param linear: eigenvalues this small look like 0
+    :param bandwidth: standard deviation of the smoothing, in decades
+    :param line: passed to ``axes.plot``
+    """
+    nodes = symlog(spectrum.nodes.ravel(), linear)
+    weights = spectrum.weights.ravel() / spectrum.draws
+    # One bin a tenth of the bandwidth: an exact spectrum of thousands of nodes becomes a short convolution.
+    step = bandwidth / 10
+    edges = np.arange(nodes.min() - 6 * bandwidth, nodes.max() + 6 * bandwidth + step, step)
+    counts, _ = np.histogram(nodes, bins=edges, weights=weights)
+    offsets = np.arange(-60, 61) * step
+    kernel = np.exp(-0.5 * (offsets / bandwidth) ** 2) / (bandwidth * np.sqrt(2 * np.pi))
+    density = np.convolve(counts, kernel, mode="same")
+    axes.plot((edges[:-1] + edges[1:]) / 2, density, **line)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.1 / spectrum.dim)
+    decorate_symlog(axes, linear)
+
+
+def decorate_symlog(axes: Axes, linear: float) -> None:
+    """
+    Label the axis of :func:`plot_density` with eigenvalues.
+
+    :param axes: matplotlib axes whose data reach as far as they will
+    :param linear: as given to :func:`plot_density`
+    """
+    low, high = axes.get_xlim()
+    exponent = round(np.log10(linear))
+    furthest = max(1, int(np.ceil(max(abs(low), abs(high)))))
+    stride = max(1, furthest // 4)
+    decades = [exponent + k for k in range(stride, furthest + 1, stride)]
+    ticks = [(-(10.0**d), f"$-10^{{{d}}}$") for d in reversed(decades)] + [(0.0, "0")]
+    ticks += [(10.0**d, f"$10^{{{d}}}$") for d in decades]
+    positions = [(float(symlog(np.array(value), linear)), label) for value, label in ticks]
+    visible = [(position, label) for position, label in positions if low <= position <= high]
+    axes.set_xticks([position for position, _ in visible], [label for _, label in visible])
+    axes.set_xlabel("eigenvalue")
+    axes.set_ylabel("density per decade")

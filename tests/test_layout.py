@@ -1,0 +1,89 @@
+"""Who may import whom, and what importing costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A package may import from itself and from these, besides libraries.
+ALLOWED = {
+    "sb3_plasticity/common": {"envs"},  # types of the task clock only; torch and SB3 stay out of envs
+    "sb3_plasticity/curvature": {"common"},
+    "sb3_plasticity/ppo_l2er": {"common", "vec_env", "zoo_configs"},
+    "sb3_plasticity/callbacks": {"common", "curvature"},
+    "sb3_plasticity/vec_env.py": {"envs"},
+    "envs": set(),
+}
+PLAIN_TORCH = ["common/rank.py", *(f"curvature/{name}.py" for name in ("spectrum", "hessian", "ggn", "kfac"))]
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def files(place):
+    path = ROOT / place
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+@pytest.mark.parametrize("place", ALLOWED)
+def test_imports_point_down(place):
+    own = place.removeprefix("sb3_plasticity/").removesuffix(".py")
+    for path in files(place):
+        for name in imported_modules(path):
+            if name.startswith("sb3_plasticity."):
+                package = name.split(".")[1]
+                assert package in ALLOWED[place] | {own}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("name", PLAIN_TORCH)
+def test_numerics_take_plain_torch(name):
+    for module in imported_modules(ROOT / "sb3_plasticity" / name):
+        assert not module.startswith(("stable_baselines3", "sb3_contrib", "gymnasium")), module
+
+
+def test_envs_know_gymnasium_numpy_and_mujoco_only():
+    for path in files("envs"):
+        for module in imported_modules(path):
+            assert not module.startswith(("torch", "stable_baselines3", "sb3_contrib", "sb3_plasticity.")), module
+
+
+def test_nobody_imports_the_folder_envs():
+    """``envs`` is ``sb3_plasticity.envs``: under two names there would be two of every class."""
+    for place in ("sb3_plasticity", "envs", "tests", "benchmarks", "examples"):
+        for path in files(place):
+            for module in imported_modules(path):
+                assert module.split(".")[0] != "envs", path
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, sb3_plasticity, sb3_plasticity.envs; sys.exit('torch' in sys.modules or 'stable_baselines3' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there():
+    import sb3_plasticity
+
+    for name in sb3_plasticity.__all__:
+        assert getattr(sb3_plasticity, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'PPO_L2RE'"):
+        sb3_plasticity.PPO_L2RE  # noqa: B018
+
+
+def test_the_project_stands_alone():
+    """Nothing refers to folders beside the repository."""
+    forbidden = "../" + "shared"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    for name in tracked.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".yml", ".toml", ".cfg", ".txt"} and path.exists():
+            assert forbidden not in path.read_text(), name
