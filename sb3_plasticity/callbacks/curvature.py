@@ -71,17 +71,18 @@ class CurvatureCallback(BaseCallback):
     Record the curvature spectra of an on-policy agent's policy and value network while it trains.
 
     With ``every="task"`` it takes, at the end of the first rollout that holds transitions of a new task and before the
-    update, the spectra on that task's transitions: H_tau^(0) of Prakash, He, Guo et al. (arXiv 2509.22335), the curvature
-    under the weights that the last task left (``phase="start"``), and on the last transitions of the old task the
-    curvature it ended with (``phase="end"``). Every spectrum is taken on ``n_samples`` transitions, spread evenly over those
-    at hand, because ranks can only be compared at equal numbers; if a rollout holds fewer of the new task, its weights are
-    kept aside until enough have come. The very first rollout counts as the start of its task, unless training is resumed.
-    An environment that reports no ``task_index`` has a single task.
+    update, the spectra on that task's transitions: H_tau^(0) of Prakash, He, Guo et al. (arXiv 2509.22335), the
+    curvature under the weights that the last task left (``phase="start"``), and on the last transitions of the old
+    task the curvature it ended with (``phase="end"``). Every spectrum is taken on ``n_samples`` transitions, spread
+    evenly over those at hand, because ranks can only be compared at equal numbers; if a rollout holds fewer of the new
+    task, its weights are kept aside until enough have come. The very first rollout counts as the start of its task,
+    unless training is resumed. An environment that reports no ``task_index`` has a single task.
 
-    TensorBoard gets the scalars ``curvature/<network>/<kind>/<measure>`` (``curvature_end/...`` for the ends of tasks), a
-    histogram of log10 |eigenvalue| and a picture of the density; ``save_dir`` gets one npz file for each spectrum, which
-    :func:`~sb3_plasticity.curvature.records.load_spectra` turns into a table. Training is bit-identical with and without
-    this callback.
+    TensorBoard gets the scalars ``curvature/<network>/<kind>/<measure>`` (``curvature_end/...`` for the ends of
+    tasks), a histogram of log10 |eigenvalue| and a picture of the density; ``save_dir`` gets one npz file for each
+    spectrum, which
+    :func:`~sb3_plasticity.curvature.records.load_spectra` turns into a table. Training is bit-identical with and
+    without this callback.
 
     :param every: ``"task"``, a number of rollouts, or both as in ``("task", 50)``
     :param networks: some of ``"policy"``, ``"value"``, ``"joint"``
@@ -92,11 +93,13 @@ class CurvatureCallback(BaseCallback):
     :param lanczos_steps: nodes of a draw of the Hessian's spectrum
     :param draws: start vectors of the Hessian's spectrum; two or more give its measures standard errors
     :param save_dir: folder for the spectra; by default ``curvature`` in the run's log folder
-    :param time_budget: share of the wall time since training began that measurements may take, such as 0.03; None for no
-        limit. Periodic measurements over it are left out; those of tasks wait, with their weights, until they fit
+    :param time_budget: share of the wall time since training began that measurements may take, such as 0.03; None for
+        no limit. Periodic measurements over it are left out; those of tasks wait, with their weights, until they fit
     :param verbose: 1 prints every measurement
     :raises ValueError: for arguments outside what is accepted
     """
+
+    model: OnPolicyAlgorithm
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class CurvatureCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        for part in every if isinstance(every, tuple) else (every,):
+        for part in every if isinstance(every, tuple) and every else (every,):
             if part != "task" and (isinstance(part, bool) or not isinstance(part, int) or part < 1):
                 raise ValueError(f"every={every!r}: accepted are 'task', a number of rollouts >= 1, or a tuple of both")
         _check_choices("networks", networks, NETWORKS)
@@ -128,6 +131,9 @@ class CurvatureCallback(BaseCallback):
                 raise ValueError(f"{name}={value!r}: accepted are whole numbers >= {least}")
         if time_budget is not None and not 0 < time_budget <= 1:
             raise ValueError(f"time_budget={time_budget!r}: accepted are None and shares of the wall time in (0, 1]")
+        parts = every if isinstance(every, tuple) else (every,)
+        self._per_task = "task" in parts
+        self._per_rollouts = [part for part in parts if isinstance(part, int)]
         self.every = every
         self.networks = tuple(networks)
         self.kinds = tuple(kinds)
@@ -147,19 +153,11 @@ class CurvatureCallback(BaseCallback):
         self._began = 0.0
         self._left_out = 0
 
-    @property
-    def _per_task(self) -> bool:
-        return "task" in (self.every if isinstance(self.every, tuple) else (self.every,))
-
-    @property
-    def _per_rollouts(self) -> list[int]:
-        return [part for part in (self.every if isinstance(self.every, tuple) else (self.every,)) if part != "task"]
-
     def _init_callback(self) -> None:
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise ValueError(
-                f"CurvatureCallback: {type(self.model).__name__} has no rollout buffer; accepted are on-policy algorithms "
-                "(PPO_L2ER, PPO, A2C, and sb3-contrib's TRPO, RecurrentPPO and MaskablePPO)"
+                f"CurvatureCallback: {type(self.model).__name__} has no rollout buffer; accepted are on-policy "
+                "algorithms (PPO_L2ER, PPO, A2C, and sb3-contrib's TRPO, RecurrentPPO and MaskablePPO)"
             )
         loss_of(self.model)
         size = self.model.n_steps * self.model.n_envs

@@ -11,12 +11,13 @@ def functional_call(module: nn.Module, tensors: Mapping[str, th.Tensor], args: t
     """
     Call a module with some of its parameters and buffers replaced; the module itself stays as it is.
 
-    ``torch.func.functional_call`` does so too, but leaves the replacements in a submodule that has several names, and SB3's
-    shared features extractor has three. Here each tensor is put in place once for each place that holds it.
+    ``torch.func.functional_call`` does so too, but leaves the replacements in a submodule that has several names, and
+    SB3's shared features extractor has three. Here each tensor is put in place once for each place that holds it.
 
     :param module: called as ``module(*args)``
     :param tensors: parameters and buffers by name; of those with several names, the first that ``named_parameters`` (or
-        ``named_buffers``) gives counts. Names that the module does not have are left out, as are others of a shared tensor
+        ``named_buffers``) gives counts. Names that the module does not have are left out, as are others of a shared
+        tensor
     :param args: arguments of the call
     :return: what the module returns
     """

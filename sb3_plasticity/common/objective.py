@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sb3_plasticity.common.actor_critic import evaluate_actions
 from sb3_plasticity.common.rank import RankOf, effective_rank
+from sb3_plasticity.common.rollout import Samples
 
 ErAggregate = Literal["mean", "sum"]
 ER_AGGREGATES = get_args(ErAggregate)
@@ -59,7 +60,7 @@ def ppo_loss(
     values: th.Tensor,
     log_prob: th.Tensor,
     entropy: th.Tensor | None,
-    minibatch: RolloutBufferSamples,
+    minibatch: Samples,
     coefficients: PPOCoefficients,
 ) -> PPOTerms:
     """

@@ -1,6 +1,6 @@
 """The loss, outputs and output Hessian of an SB3 agent's policy and value network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn import functional as F
 
@@ -61,8 +60,8 @@ def curvature_problem(
 
     The policy's outputs are those of its action distribution, and their Hessian is the distribution's Fisher
     information: the GGN is the policy's Fisher information matrix. The value's is that of the mean squared error, with
-    unit weight. ``"joint"`` has the outputs and parameters of both, the value weighted by ``vf_coef`` as in the loss. The
-    loss is the algorithm's own, all terms, without L2-ER's.
+    unit weight. ``"joint"`` has the outputs and parameters of both, the value weighted by ``vf_coef`` as in the loss.
+    The loss is the algorithm's own, all terms, without L2-ER's.
 
     :param model: an on-policy algorithm of SB3 or sb3-contrib
     :param samples: transitions, from :func:`~sb3_plasticity.common.rollout.rollout_samples`
@@ -82,7 +81,8 @@ def curvature_problem(
         return functional_call(run, {f"policy.{name}": v for name, v in (state | params).items()}, (what, samples))
 
     def loss_fn(params: Params, samples: Samples) -> th.Tensor:
-        return agent_loss(*call("evaluate", params, samples), samples)
+        values, log_prob, entropy = call("evaluate", params, samples)
+        return agent_loss(values, log_prob, entropy, samples)
 
     def output_fn(params: Params, samples: Samples) -> th.Tensor:
         outputs = []
@@ -118,24 +118,23 @@ def _used(function: Callable[[Params], th.Tensor], params: Params) -> Params:
 class _Run(nn.Module):
     """A policy's methods behind one ``forward``, which is what ``functional_call`` calls."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: Any) -> None:  # a recurrent or maskable policy's methods take more than SB3's
         super().__init__()
         self.policy = policy
 
     def forward(self, what: str, samples: Samples) -> Any:
         policy, observations = self.policy, samples.observations
-        recurrent = isinstance(samples, RecurrentRolloutBufferSamples)
         if what == "evaluate":
             actions = samples.actions
             if isinstance(policy.action_dist, (CategoricalDistribution, MaskableCategoricalDistribution)):
                 actions = actions.long().flatten()
             return policy.evaluate_actions(observations, actions, *_context(samples))
-        if what == "distribution":
-            if recurrent:
+        if isinstance(samples, RecurrentRolloutBufferSamples):
+            if what == "distribution":
                 return policy.get_distribution(observations, samples.lstm_states.pi, samples.episode_starts)[0]
-            return policy.get_distribution(observations, *_context(samples))
-        if recurrent:
             return policy.predict_values(observations, samples.lstm_states.vf, samples.episode_starts)
+        if what == "distribution":
+            return policy.get_distribution(observations, *_context(samples))
         return policy.predict_values(observations)
 
 
@@ -212,8 +211,8 @@ def distribution_fisher(distribution: Distribution) -> th.Tensor:
     """
     Fisher information of an action distribution in :func:`distribution_outputs`.
 
-    Of a Gaussian in mean and log standard deviation 1 / sigma^2 and 2 (squashing, being invertible, changes nothing); of a
-    categorical in its logits diag(p) - p p^T; of a Bernoulli in its logit p (1 - p).
+    Of a Gaussian in mean and log standard deviation 1 / sigma^2 and 2 (squashing, being invertible, changes nothing);
+    of a categorical in its logits diag(p) - p p^T; of a Bernoulli in its logit p (1 - p).
 
     :param distribution: SB3's or sb3-contrib's, with N samples as its batch
     :return: (N, C) where it is diagonal, else (N, C, C)
@@ -231,7 +230,7 @@ def distribution_fisher(distribution: Distribution) -> th.Tensor:
     return _block_diagonal(*fishers)
 
 
-def _categoricals(distribution: Distribution) -> list[th.distributions.Categorical]:
+def _categoricals(distribution: Distribution) -> Sequence[th.distributions.Categorical]:
     if isinstance(distribution, (CategoricalDistribution, MaskableCategoricalDistribution)):
         return [distribution.distribution]
     if isinstance(distribution, MultiCategoricalDistribution):
@@ -239,8 +238,8 @@ def _categoricals(distribution: Distribution) -> list[th.distributions.Categoric
     if isinstance(distribution, MaskableMultiCategoricalDistribution):
         return distribution.distributions
     raise ValueError(
-        f"distribution={type(distribution).__name__}: its Fisher information is not known; accepted are SB3's Gaussian, "
-        "gSDE, Categorical, MultiCategorical and Bernoulli distributions, and sb3-contrib's maskable ones"
+        f"distribution={type(distribution).__name__}: its Fisher information is not known; accepted are SB3's "
+        "Gaussian, gSDE, Categorical, MultiCategorical and Bernoulli distributions, and sb3-contrib's maskable ones"
     )
 
 

@@ -9,14 +9,14 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import nn
 
 from sb3_plasticity.common.actor_critic import find_hidden_layers
 from sb3_plasticity.common.objective import ER_AGGREGATES, RANKS_OF, ErAggregate, PPOCoefficients
 from sb3_plasticity.common.rank import RankOf
-from sb3_plasticity.common.rollout import rollout_samples, rollout_size
+from sb3_plasticity.common.rollout import Samples, rollout_samples, rollout_size
 from sb3_plasticity.common.task_sync import TaskSyncCallback, _tree
 from sb3_plasticity.ppo_l2er.presets import one_argument_form
 from sb3_plasticity.ppo_l2er.update import EffectiveRankReward, gradient_step, l2er_terms, rank_ascent_step
@@ -323,7 +323,7 @@ class PPO_L2ER(PPO):
         self._n_minibatches += 1
         return self.er_interval * er_coef if carries_it and self.er_mode == "loss" else 0.0
 
-    def _draw_er_batch(self) -> RolloutBufferSamples | None:
+    def _draw_er_batch(self) -> Samples | None:
         if self.er_batch_size is None:
             return None
         rows = th.randperm(rollout_size(self.rollout_buffer))[: self.er_batch_size]

@@ -19,6 +19,7 @@ from sb3_plasticity.common.objective import (
     ppo_terms,
 )
 from sb3_plasticity.common.rank import RankOf
+from sb3_plasticity.common.rollout import Samples
 
 
 class L2ERTerms(NamedTuple):
@@ -98,7 +99,7 @@ def l2er_terms(
     coefficients: PPOCoefficients,
     *,
     er_coef: float,
-    er_batch: RolloutBufferSamples | None,
+    er_batch: Samples | None,
     l2_coef: float,
     l2_parameters: Sequence[th.Tensor],
 ) -> L2ERTerms:
