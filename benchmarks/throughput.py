@@ -135,10 +135,12 @@ def env_contenders(args: argparse.Namespace, n_envs: int) -> tuple[dict[str, Con
     except ImportError:
         pass
     else:
-        pool = envpool.make_gymnasium("Ant-v4", num_envs=n_envs, num_threads=args.threads or os.cpu_count(), seed=0)
+        # EnvPool knows the stationary parents
+        parent = args.env.replace("Slippery", "").replace("-v0", "-v5")
+        pool = envpool.make(parent, env_type="gymnasium", num_envs=n_envs, num_threads=args.threads or os.cpu_count())
         pool.reset()
         envs.append(pool)
-        contenders["EnvPool Ant-v4"] = steps_of(pool)
+        contenders[f"EnvPool {parent}"] = steps_of(pool)
 
     def close() -> None:
         for env in envs:

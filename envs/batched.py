@@ -11,8 +11,9 @@ which depend on what the thread computed before.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -152,21 +153,18 @@ class BatchedSimulations:
         return env
 
     def _apply(self, ids: Sequence[int], tasks: Sequence[Task]) -> None:
-        parameter, changed = self.template.parameter, []
-        computed: dict[float, Mapping[str, np.ndarray]] = {}
+        parameter = self.template.parameter
+        changed: dict[float, list[int]] = {}
         for i, task in zip(ids, tasks, strict=True):
             self.tasks[i] = task
-            value = task.value
-            if self._applied[i] == value:
-                continue
-            if value not in computed:
-                computed[value] = parameter.compute(self._own_fields, self.batch.model, value)
-            for name, content in computed[value].items():
-                self._fields[name][i] = content
-            self._applied[i] = value
-            changed.append(i)
+            if self._applied[i] != task.value:
+                self._applied[i] = task.value
+                changed.setdefault(task.value, []).append(i)
+        for value, same in changed.items():
+            for name, content in parameter.compute(self._own_fields, self.batch.model, value).items():
+                self._fields[name][same] = content
         if changed and parameter.set_const:
-            self.batch.set_const(np.asarray(changed, dtype=np.int32))
+            self.batch.set_const(np.array(sorted(itertools.chain(*changed.values())), dtype=np.int32))
 
     def _after_divergence(
         self, observations: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, infos: list[dict[str, Any]]
@@ -223,6 +221,19 @@ class Simulation:
     def task(self) -> Task:
         """The task that the simulation is in."""
         return self._owner.tasks[self._index]
+
+    @property
+    def unwrapped(self) -> Simulation:
+        """Itself: there are no wrappers around a simulation."""
+        return self
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """
+        Read an attribute, as from a wrapped environment.
+
+        :param name: of the attribute
+        """
+        return getattr(self, name)
 
     @property
     def spec(self) -> EnvSpec | None:

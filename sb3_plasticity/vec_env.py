@@ -60,6 +60,7 @@ class MujocoBatchVecEnv(VecEnv):
         self.metadata = template.metadata
         limit = None if self.spec is None else self.spec.max_episode_steps
         self._limit = np.inf if limit is None else limit
+        self._running = False
         self._lengths = np.zeros(n_envs, dtype=np.int64)
         self._rewards = np.zeros((n_envs, limit or 1024))
         self._every = np.arange(n_envs)
@@ -73,6 +74,7 @@ class MujocoBatchVecEnv(VecEnv):
 
         :return: observations, shape (n_envs, observation size)
         """
+        self._running = True
         self._lengths[:] = 0
         observations, self.reset_infos = self._sims.reset(range(self.num_envs), self._seeds)
         self._reset_seeds()
@@ -92,7 +94,10 @@ class MujocoBatchVecEnv(VecEnv):
         Step all simulations and start new episodes where one has ended.
 
         :return: observations, rewards, dones and infos
+        :raises RuntimeError: before the first reset
         """
+        if not self._running:
+            raise RuntimeError("step() before reset(): there is no episode to step")
         observations, rewards, terminated, infos = self._sims.step(np.ascontiguousarray(self.actions))
         self._count(rewards)
         truncated = self._lengths >= self._limit

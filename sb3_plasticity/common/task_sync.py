@@ -112,7 +112,10 @@ class TaskSyncCallback(BaseCallback):
 
 
 def _follows_schedule(env: VecEnv) -> bool:
-    return all(env.has_attr(name) for name in ("schedule", "clock", "sync_clock", "set_task"))
+    try:
+        return all(env.has_attr(name) for name in ("schedule", "clock", "sync_clock", "set_task"))
+    except Exception:
+        return False  # vectorised environments of others need not know attributes at all
 
 
 def _tree(root: BaseCallback) -> Iterator[BaseCallback]:

@@ -253,6 +253,8 @@ def test_attributes_and_methods():
     assert batch.env_is_wrapped(Monitor) == [True] * 3 and batch.env_is_wrapped(VecMonitor) == [False] * 3
     assert batch.env_is_wrapped(TimeLimit, indices=0) == [True]
     assert batch.unwrapped is batch
+    assert [simulation.task for simulation in batch.get_attr("unwrapped")] == batch.get_attr("task")
+    assert batch.env_method("get_wrapper_attr", "switch") == dummy.env_method("get_wrapper_attr", "switch")
     assert batch.seed(5) == [5, 6, 7] == dummy.seed(5)
     batch.close(), dummy.close()
 
@@ -310,6 +312,8 @@ def test_bad_arguments(keywords, error, message):
 
 def test_bad_actions_and_ids():
     env = MujocoBatchVecEnv("SlipperyAnt-v0", 2)
+    with pytest.raises(RuntimeError, match="before reset"):
+        env.step(np.zeros((2, 8), np.float32))
     env.reset()
     with pytest.raises(ValueError, match=r"actions of shape \(2, 3\): accepted is \(2, 8\)"):
         env.step(np.zeros((2, 3), np.float32))

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_plasticity.common.task_sync import TaskSyncCallback
 from sb3_plasticity.envs import Task
@@ -44,7 +44,7 @@ class EvaluationTasks(EvalCallback):
         assert locals_["info"]["task_index"] == self.seen[-1][1]  # no task changes within an evaluation
 
 
-def vec_env(backend="dummy", n_envs=2, **keywords):
+def vec_env(backend="auto", n_envs=2, **keywords):
     keywords = {**KEYWORDS, **keywords}
     return make_nonstationary_vec_env("SlipperyHopper-v0", n_envs, seed=0, backend=backend, env_kwargs=keywords)
 
@@ -196,6 +196,16 @@ def test_other_envs_are_left_alone(algorithm, tmp_path):
     evaluation = EvalCallback(gym.make("Pendulum-v1"), eval_freq=32, n_eval_episodes=1, verbose=0, warn=False)
     model.learn(64, callback=[TaskSyncCallback(on_task_change=lambda *_: 1 / 0), evaluation])
     assert "task/" not in (tmp_path / "progress.csv").read_text()
+
+
+def test_vectorised_envs_without_attributes_are_left_alone():
+    class Foreign(DummyVecEnv):
+        def get_attr(self, attr_name, indices=None):
+            if attr_name == "render_mode":
+                return [None]
+            raise NotImplementedError
+
+    make(PPO, Foreign([lambda: gym.make("Pendulum-v1")])).learn(32, callback=TaskSyncCallback())
 
 
 def test_training_is_unchanged_by_the_callback():
