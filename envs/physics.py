@@ -84,6 +84,8 @@ def write_field(model: mujoco.MjModel, name: str, value: np.ndarray) -> None:
 
 
 def _friction(own: Fields, model: mujoco.MjModel, value: float) -> Fields:
+    if model.npair:
+        raise ValueError("parameter = 'friction': the model has contact pairs with a friction of their own")
     friction = own["geom_friction"].copy()
     # MuJoCo takes the larger friction of two touching geoms, so every geom that can touch anything has to change
     touching = (model.geom_contype != 0) | (model.geom_conaffinity != 0)

@@ -192,6 +192,21 @@ def test_damping_and_strength_scale_the_forces_of_every_robot(env_id, parameter)
     np.testing.assert_allclose(forces[1], 1.5 * forces[0], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("parameter", "old", "new", "message"),
+    [
+        ("friction", "<actuator>", '<contact><pair geom1="floor" geom2="cube"/></contact><actuator>', "contact pairs"),
+        ("gravity", "0 0 -9.81", "0 0 0", "no gravity"),
+    ],
+)
+def test_models_that_a_parameter_cannot_change_are_refused(tmp_path, parameter, old, new, message):
+    file = tmp_path / "bench.xml"
+    xml = BENCH.format(integrator="Euler", solver='name="cube"')
+    file.write_text(xml.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        gym.make("SlipperyHalfCheetah-v0", xml_file=str(file), parameter=parameter)
+
+
 @pytest.mark.parametrize("parameter", PARAMETERS)
 def test_a_value_can_come_back_to_the_robots_own(parameter):
     """No drift: after many tasks the model is bit for bit as compiled."""
