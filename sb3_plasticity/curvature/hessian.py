@@ -6,11 +6,15 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_plasticity.curvature.linear_map import LinearFn, record
 from sb3_plasticity.curvature.parameters import FlatView, cast_floating, check_params
 from sb3_plasticity.curvature.spectrum import Spectrum
 
 LossFn = Callable[[dict[str, th.Tensor], Any], th.Tensor]
 MatVec = Callable[[th.Tensor], th.Tensor]
+
+# Recording a Hessian-vector product costs about four of them.
+_RECORD_FROM = 20
 
 
 def hessian_spectrum(
@@ -49,7 +53,7 @@ def hessian_spectrum(
     for name, value in (("steps", steps), ("draws", draws)):
         if value < 1:
             raise ValueError(f"{name}={value!r}: accepted are whole numbers >= 1")
-    matvec, dim, reference = _hessian_operator(loss_fn, params, batch, dtype)
+    matvec, dim, reference = _hessian_operator(loss_fn, params, batch, dtype, n_products=steps * draws)
     generator = th.Generator().manual_seed(seed)
     results = [_quadrature(matvec, dim, min(steps, dim), generator, reference) for _ in range(draws)]
     length = max(len(nodes) for nodes, _ in results)
@@ -87,13 +91,13 @@ def hessian_vector_product(
     found = {name: tuple(value.shape) for name, value in vector.items()}
     if found != shapes:
         raise ValueError(f"vector must have the names and shapes of params, {shapes}, got {found}")
-    matvec, _, reference = _hessian_operator(loss_fn, params, batch, dtype)
+    matvec, _, reference = _hessian_operator(loss_fn, params, batch, dtype, n_products=1)
     view = FlatView(params)
     return view.unflatten(matvec(view.flatten(vector).to(reference)))
 
 
 def _hessian_operator(
-    loss_fn: LossFn, params: dict[str, th.Tensor], batch: Any, dtype: th.dtype | None
+    loss_fn: LossFn, params: dict[str, th.Tensor], batch: Any, dtype: th.dtype | None, n_products: int
 ) -> tuple[MatVec, int, th.Tensor]:
     """Return v -> Hv on flat vectors, its size, and an empty tensor of its dtype and device."""
     check_params(params)
@@ -114,15 +118,19 @@ def _hessian_operator(
     curved = [index for index, grad in enumerate(grads) if grad.requires_grad]
     outputs = [grads[index] for index in curved]
 
+    def double_backward(*vectors: th.Tensor) -> tuple[th.Tensor, ...]:
+        # The graph of the gradient is kept: a product costs no new forward or first backward pass.
+        return th.autograd.grad(outputs, values, vectors, retain_graph=True, materialize_grads=True)
+
+    products: LinearFn = double_backward
+    if outputs and n_products >= _RECORD_FROM:
+        products = record(double_backward, [th.ones_like(output) for output in outputs])
+
     def matvec(vector: th.Tensor) -> th.Tensor:
         if not outputs:
             return th.zeros_like(vector)
         pieces = view.split(vector)
-        # The graph of the gradient is kept: a product costs no new forward or first backward pass.
-        products = th.autograd.grad(
-            outputs, values, [pieces[index] for index in curved], retain_graph=True, materialize_grads=True
-        )
-        return th.cat([product.reshape(-1) for product in products])
+        return th.cat([product.reshape(-1) for product in products(*(pieces[index] for index in curved))])
 
     return matvec, view.size, values[0].detach().new_empty(0)
 
