@@ -1,7 +1,15 @@
 """Writing to the run's TensorBoard event file from a callback."""
 
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
+
+Layout = dict[str, dict[str, list[Any]]]
+
+_LAYOUTS: WeakKeyDictionary[SummaryWriter, Layout] = WeakKeyDictionary()
 
 
 def summary_writer(logger: Logger) -> SummaryWriter | None:
@@ -18,3 +26,19 @@ def summary_writer(logger: Logger) -> SummaryWriter | None:
         if isinstance(output, TensorBoardOutputFormat):
             return output.writer
     return None
+
+
+def add_charts(writer: SummaryWriter, charts: Mapping[str, Mapping[str, list[Any]]]) -> None:
+    """
+    Add charts to a run's custom scalars, beside those that other callbacks have added.
+
+    A run has one layout: TensorBoard shows the last that was written, so each call writes all charts so far.
+
+    :param writer: of the run
+    :param charts: category -> title -> ``["Multiline", [regular expressions of tags]]``, as
+        ``SummaryWriter.add_custom_scalars`` takes; a chart of the same category and title is replaced
+    """
+    layout = _LAYOUTS.setdefault(writer, {})
+    for category, titles in charts.items():
+        layout.setdefault(category, {}).update(titles)
+    writer.add_custom_scalars(layout)

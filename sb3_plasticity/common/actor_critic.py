@@ -3,14 +3,20 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBufferSamples
+from sb3_contrib.common.recurrent.type_aliases import RecurrentRolloutBufferSamples
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+from sb3_plasticity.common.rollout import Samples
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,93 @@ def record_features(policy: ActorCriticPolicy, names: Iterable[str]) -> Iterator
     features.update({name: as_feature_matrix(layers[name], value) for name, value in recorded.items()})
 
 
+@dataclass(frozen=True)
+class Units:
+    """
+    The units of a layer after its nonlinearity.
+
+    :param features: (rows, units), graph attached; every position of a convolution is a row
+    :param activation: name of the last function applied to the layer's outputs, such as ``"tanh"`` or ``"relu"``; empty
+        for none
+    """
+
+    features: th.Tensor
+    activation: str
+
+
+@contextmanager
+def record_units(module: nn.Module) -> Iterator[dict[str, Units]]:
+    """
+    Record the units of linear, convolutional and recurrent layers, after their nonlinearity, while ``module`` runs.
+
+    A layer's outputs are followed through the functions of one activation that keep their shape, be they modules or
+    plain calls (normalisation, nonlinearity, dropout), until another layer reads them. Gradients must be enabled.
+
+    :param module: the module that will be called inside the context
+    :return: a dictionary of layer name to units, filled when the context ends; the rows of a layer that was called
+        several times are joined
+    """
+    kinds = (nn.Linear, _ConvNd, nn.RNNBase)
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, kinds)}
+    follow, handles = _FollowUnits(), []
+    units: dict[str, Units] = {}
+    for name, layer in layers.items():
+
+        def read(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            follow.stop(inputs[0])
+
+        def produced(_layer: nn.Module, _inputs: tuple[Any, ...], outputs: Any, name: str = name) -> None:
+            follow.start(name, outputs[0] if isinstance(outputs, tuple) else outputs)
+
+        handles += [layer.register_forward_pre_hook(read), layer.register_forward_hook(produced)]
+    try:
+        with follow:
+            yield units
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, ends in follow.ends.items():
+        features = th.cat([as_feature_matrix(layers[name], end) for end in ends])
+        units[name] = Units(features, follow.activations.get(name, ""))
+
+
+class _FollowUnits(TorchFunctionMode):
+    """Follow the outputs of layers through the functions that are applied to them alone and keep their shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: dict[str, list[th.Tensor]] = {}
+        self.activations: dict[str, str] = {}
+        # By identity of a tensor in ends, which keeps it alive: its place there.
+        self._followed: dict[int, tuple[str, int]] = {}
+
+    def start(self, name: str, output: th.Tensor) -> None:
+        ends = self.ends.setdefault(name, [])
+        self._followed[id(output)] = (name, len(ends))
+        ends.append(output)
+
+    def stop(self, tensor: th.Tensor) -> None:
+        self._followed.pop(id(tensor), None)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not args or id(args[0]) not in self._followed:
+            return func(*args, **(kwargs or {}))
+        source = args[0]
+        origin = source.grad_fn  # of an in-place function's argument it changes
+        result = func(*args, **(kwargs or {}))
+        changed = isinstance(result, th.Tensor) and result.grad_fn is not None and result.grad_fn is not origin
+        if changed and result.shape == source.shape:
+            others = [value for value in (*args[1:], *(kwargs or {}).values()) if isinstance(value, th.Tensor)]
+            # Not: a matrix product, a sum with another activation, or something of the same shape only (zeros_like).
+            alone = all(not other.requires_grad or (other.is_leaf and other.ndim <= 1) for other in others)
+            if alone and (result is source or any(node is origin for node, _ in result.grad_fn.next_functions)):
+                name, place = self._followed.pop(id(source))
+                self.ends[name][place] = result
+                self._followed[id(result)] = (name, place)
+                self.activations[name] = getattr(func, "__name__", "")
+        return result
+
+
 def find_hidden_layers(policy: ActorCriticPolicy) -> HiddenLayers:
     """
     Find which layers of an actor-critic read hidden activations, and whose they are.
@@ -141,6 +234,25 @@ def evaluate_actions(
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().flatten()
     return policy.evaluate_actions(observations, actions)
+
+
+def evaluate_samples(policy: Any, samples: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """
+    Values, log probabilities and entropy of transitions, with what recurrent and maskable policies need besides.
+
+    :param policy: an actor-critic policy of SB3 or sb3-contrib
+    :param samples: N transitions of that policy's buffer
+    :return: values (N, 1), log probabilities (N,), entropy (N,) or None
+    """
+    actions = samples.actions
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.long().flatten()
+    context: tuple[Any, ...] = ()
+    if isinstance(samples, RecurrentRolloutBufferSamples):
+        context = samples.lstm_states, samples.episode_starts
+    elif isinstance(samples, MaskableRolloutBufferSamples):
+        context = (samples.action_masks,)
+    return policy.evaluate_actions(samples.observations, actions, *context)
 
 
 def zero_observation(policy: ActorCriticPolicy) -> PyTorchObs:

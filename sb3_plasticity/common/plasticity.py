@@ -1,0 +1,126 @@
+"""Measures of plasticity: pure functions of a layer's features and of its parameters."""
+
+import math
+from collections.abc import Iterable
+
+import torch as th
+
+# The threshold of Sokar et al. (2023) in their default setting.
+DORMANT_TAU = 0.025
+# Above this, tanh's derivative 1 - h^2 is below 0.02.
+SATURATION = 0.99
+
+
+def stable_rank(features: th.Tensor) -> th.Tensor:
+    r"""
+    Stable rank of a layer's features, uncentred.
+
+    .. math:: \mathrm{sr}(A) = \frac{\lVert A \rVert_F^2}{\lVert A \rVert_2^2} = \sum_i \sigma_i^2 \,/\, \max_i \sigma_i^2
+
+    (Rudelson and Vershynin 2007, *Sampling from large matrices*.) It lies between 1 and the rank, and small singular
+    values hardly move it. Not to be confused with the count of singular values that make up 99% of their sum: Kumar et
+    al. (2021) call that one srank, and some of the literature on plasticity calls it the stable rank.
+
+    :param features: (N, d), a row per sample; any floating dtype
+    :return: scalar, float64; 0 for all-zero features
+    :raises ValueError: for another shape or dtype, an empty matrix, or a NaN or infinity
+    """
+    _check_features(features)
+    values = features.detach()
+    if values.dtype != th.float64:
+        values = values.to(th.float32)
+    largest = values.abs().amax()
+    if not largest > 0:
+        return th.zeros((), dtype=th.float64, device=features.device)
+    values = values / largest  # squares of very small or large entries would leave float32's range
+    # float64 for the eigenvalues: in float32 LAPACK returns NaN for some Gram matrices of ReLU features.
+    gram = (values @ values.mT if len(values) < values.shape[1] else values.mT @ values).to(th.float64)
+    return gram.trace() / th.linalg.eigvalsh(gram)[-1]
+
+
+def dormant_units(features: th.Tensor, tau: float = DORMANT_TAU) -> th.Tensor:
+    r"""
+    Which units of a layer are tau-dormant.
+
+    Unit i with activation :math:`h_i` is if its score, the mean activation relative to the layer's, is at most tau:
+
+    .. math:: s_i = \frac{E|h_i|}{\frac{1}{d} \sum_k E|h_k|} \le \tau
+
+    (Sokar et al. 2023, *The Dormant Neuron Phenomenon in Deep Reinforcement Learning*, definition 3.1; 0.025 is their
+    tau for the default setting of DQN, 0.1 for their others.) All units of an all-zero layer are dormant. Activations
+    whose magnitude has a floor, such as a sigmoid's around 0.5, never are.
+
+    :param features: (N, d) activations, a row per sample (and position, of a convolution)
+    :param tau: threshold on the score, >= 0
+    :return: (d,) bool
+    :raises ValueError: for a negative or non-finite ``tau``, another shape or dtype, or a NaN or infinity
+    """
+    check_tau(tau)
+    _check_features(features)
+    activity = features.detach().to(th.float64).abs().mean(0)
+    return activity <= tau * activity.mean()
+
+
+def dead_units(features: th.Tensor) -> th.Tensor:
+    """
+    Which units of a layer are exactly zero in every row: no gradient reaches a ReLU's incoming weights there.
+
+    (Dormancy at tau = 0. Only activations with a flat zero, ReLU and its like, have such units; for tanh see
+    :func:`saturated_units`.)
+
+    :param features: (N, d) activations
+    :return: (d,) bool
+    :raises ValueError: for another shape or dtype, an empty matrix, or a NaN or infinity
+    """
+    _check_features(features)
+    return (features.detach() == 0).all(0)
+
+
+def saturated_units(features: th.Tensor, threshold: float = SATURATION) -> th.Tensor:
+    """
+    Which units of a tanh layer are saturated: what a dead unit is to ReLU.
+
+    A unit is if |h| > ``threshold`` in every row: at 0.99 the derivative 1 - h^2 is below 0.02, so almost no gradient
+    reaches its incoming weights. (This package's definition: there is no agreed one.)
+
+    :param features: (N, d) activations of a tanh
+    :param threshold: on |h|, in (0, 1)
+    :return: (d,) bool
+    :raises ValueError: for ``threshold`` outside (0, 1), another shape or dtype, or a NaN or infinity
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold!r}: accepted are numbers in (0, 1)")
+    _check_features(features)
+    return (features.detach().abs() > threshold).all(0)
+
+
+def euclidean_norm(tensors: Iterable[th.Tensor]) -> th.Tensor:
+    """
+    Euclidean norm of all entries of some tensors together.
+
+    :param tensors: of any shapes, of one device
+    :return: scalar, float64; 0 for none
+    """
+    squares = [tensor.detach().to(th.float64).square().sum() for tensor in tensors]
+    return th.stack(squares).sum().sqrt() if squares else th.zeros((), dtype=th.float64)
+
+
+def check_tau(tau: float) -> None:
+    """
+    Refuse a threshold of dormancy that is not a finite number >= 0.
+
+    :param tau: threshold on the score of a unit
+    :raises ValueError: naming the value
+    """
+    if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not (math.isfinite(tau) and tau >= 0):
+        raise ValueError(f"tau={tau!r}: accepted are finite numbers >= 0")
+
+
+def _check_features(features: th.Tensor) -> None:
+    if not isinstance(features, th.Tensor) or not features.is_floating_point():
+        found = f"a tensor of {features.dtype}" if isinstance(features, th.Tensor) else type(features).__name__
+        raise ValueError(f"features must be a tensor of floating-point numbers, got {found}")
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"features must have shape (N, d) with N, d >= 1, got {tuple(features.shape)}")
+    if not bool(th.isfinite(features.detach()).all()):
+        raise ValueError("features contain NaN or infinity")
