@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils.tensorboard import SummaryWriter
 
-from sb3_plasticity.callbacks.tensorboard import summary_writer
+from sb3_plasticity.callbacks.tensorboard import Layout, add_charts, summary_writer
 from sb3_plasticity.common.rank import check_epsilon
 from sb3_plasticity.common.rollout import (
     Samples,
@@ -171,7 +171,7 @@ class CurvatureCallback(BaseCallback):
             self._task, self._recent, self._rollouts = None, None, 0
             self._waiting.clear()
         if (writer := summary_writer(self.logger)) is not None:
-            writer.add_custom_scalars(self._layout())
+            add_charts(writer, self._layout())
 
     def _on_rollout_start(self) -> None:
         self._step_tasks.clear()
@@ -363,7 +363,7 @@ class CurvatureCallback(BaseCallback):
             path = folder / f"{stem}_{number}.npz"
         return path
 
-    def _layout(self) -> dict[str, dict[str, list[Any]]]:
+    def _layout(self) -> Layout:
         """Return TensorBoard's custom scalars: one chart for each network and kind, its epsilon-ranks together."""
         charts = {}
         for network in self.networks:

@@ -15,7 +15,7 @@ def stable_rank(features: th.Tensor) -> th.Tensor:
     r"""
     Stable rank of a layer's features, uncentred.
 
-    .. math:: \mathrm{sr}(A) = \frac{\lVert A \rVert_F^2}{\lVert A \rVert_2^2} = \sum_i \sigma_i^2 \,/\, \max_i \sigma_i^2
+    .. math:: \frac{\lVert A \rVert_F^2}{\lVert A \rVert_2^2} = \frac{\sum_i \sigma_i^2}{\max_i \sigma_i^2}
 
     (Rudelson and Vershynin 2007, *Sampling from large matrices*.) It lies between 1 and the rank, and small singular
     values hardly move it. Not to be confused with the count of singular values that make up 99% of their sum: Kumar et
