@@ -189,7 +189,7 @@ def lanczos(matvec: MatVec, dim: int, steps: int, generator: th.Generator, refer
     """
     basis = reference.new_empty((steps, dim))
     # A residual this small against the matrix is rounding: the space has closed.
-    tolerance = 100 * th.finfo(reference.dtype).eps
+    tolerance = 20 * th.finfo(reference.dtype).eps
     norm = 0.0
     blocks: list[Block] = []
     block: Block | None = None

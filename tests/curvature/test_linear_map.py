@@ -1,0 +1,73 @@
+"""Recorded Hessian-vector products equal the unrecorded ones, and fall back to them."""
+
+import pytest
+import torch as th
+from curvature_dense import mlp, named, randn, randomise
+from torch import nn
+
+from sb3_plasticity.curvature.linear_map import record
+
+
+def double_backward(net, inputs):
+    params = {name: value.requires_grad_() for name, value in named(net).items()}
+    loss = th.func.functional_call(net, params, (inputs,)).square().mean()
+    grads = th.autograd.grad(loss, list(params.values()), create_graph=True)
+    return (
+        lambda *vectors: th.autograd.grad(grads, list(params.values()), vectors, retain_graph=True),
+        [value.detach() for value in params.values()],
+    )
+
+
+class Convolution(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 2))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(th.float32, 1e-5), (th.float64, 1e-13)])
+@pytest.mark.parametrize(
+    "net, shape",
+    [(mlp(9, 30, 20, 5), (40, 9)), (mlp(9, 30, 20, 5, activation=nn.ReLU), (40, 9)), (Convolution(), (8, 1, 3, 3))],
+)
+def test_replay_equals_the_function(net, shape, dtype, tolerance):
+    net = randomise(net, dtype=dtype)
+    function, example = double_backward(net, randn(*shape, dtype=dtype))
+    replay = record(function, example)
+    assert replay is not function
+    vectors = [randn(*value.shape, seed=5, dtype=dtype) for value in example]
+    for found, expected in zip(replay(*vectors), function(*vectors), strict=True):
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
+
+
+def test_products_of_slices_and_transposes():
+    # Every layout that a factor can have: rows, columns, slices of a wider matrix, on either side.
+    left, right = randn(20, 30, dtype=th.float32), randn(30, 10, dtype=th.float32)
+    example = [randn(20, 8, dtype=th.float32), randn(30, 10, dtype=th.float32)]
+
+    def function(a, b):
+        return (left @ b, a.t() @ left, (a.t() @ left)[:, 3:9] @ right[:6], left.t()[3:23] @ a, th.zeros_like(a) + a)
+
+    replay = record(function, example)
+    assert replay is not function
+    for found, expected in zip(replay(*example), function(*example), strict=True):
+        th.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_recorded_is_left_alone():
+    example = [randn(4)]
+
+    def in_place(a):
+        return (a.clone().mul_(2),)
+
+    def depends_on_its_example(a):
+        return (a * float(a.sum()),)
+
+    assert record(in_place, example) is in_place
+    assert record(depends_on_its_example, example) is depends_on_its_example
+
+
+def test_recording_draws_no_random_numbers():
+    function, example = double_backward(mlp(3, 4, 2), randn(5, 3))
+    state = th.get_rng_state()
+    record(function, example)
+    assert th.equal(state, th.get_rng_state())
