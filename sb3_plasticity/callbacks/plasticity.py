@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from sb3_plasticity.callbacks.curvature import SEQUENCE_LENGTH
 from sb3_plasticity.callbacks.tensorboard import Layout, add_charts, summary_writer
@@ -155,9 +156,10 @@ class PlasticityCallback(BaseCallback):
 
     def _measure(self) -> None:
         samples = self._samples()
+        self._check_finite(samples)
         if self._layers is None:
             self._layers = find_layers(self.model.policy, samples)
-        self.measures = self._measures_of(self.model.policy, samples, "policy")
+        self.measures = self._measures_of(self.model.policy, samples, "own")
         self.measures |= self._changes()
         self._log("plasticity", self.measures)
         control: Measures = {}
@@ -232,6 +234,15 @@ class PlasticityCallback(BaseCallback):
             measures |= self._totals(network, measures, [measure for measure, _ in changes])
         self._previous = _copy_parameters(self.model.policy)
         return measures
+
+    def _check_finite(self, samples: Samples) -> None:
+        """Name what is not finite before distributions and losses hide where it came from."""
+        for path, tensor in pytree.tree_leaves_with_path(samples):
+            if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
+                raise self._error(f"{getattr(path[0], 'name', path[0])} of the rollout", "NaN or infinity")
+        for name, parameter in self.model.policy.named_parameters():
+            if not bool(th.isfinite(parameter).all()):
+                raise self._error(f"{name} of the policy", "NaN or infinity")
 
     def _totals(self, network: str, measures: Measures, norms: Any) -> Measures:
         assert self._layers is not None
