@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch as th
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 RankOf = Literal["covariance", "features"]
 
@@ -172,7 +173,8 @@ def _scale_to_one(values: th.Tensor, name: str) -> th.Tensor:
     if values.dtype == th.bfloat16:
         values = values.to(th.float32)
     largest = values.detach().abs().amax((-2, -1), keepdim=True)
-    if not th.compiler.is_compiling() and not bool(th.isfinite(largest).all()):
+    traced = th.compiler.is_compiling() or get_proxy_mode() is not None
+    if not traced and not bool(th.isfinite(largest).all()):
         raise ValueError(f"{name} contain NaN or infinity")
     # - 2 keeps the factor for the largest float32, 2^128, a normal number.
     exponent = th.frexp(largest).exponent - 2

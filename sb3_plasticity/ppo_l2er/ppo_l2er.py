@@ -1,6 +1,8 @@
 """PPO with the L2-ER objective."""
 
+import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -11,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_plasticity.common.actor_critic import find_hidden_layers
@@ -18,6 +21,8 @@ from sb3_plasticity.common.objective import ER_AGGREGATES, RANKS_OF, ErAggregate
 from sb3_plasticity.common.rank import RankOf
 from sb3_plasticity.common.rollout import Samples, rollout_samples, rollout_size
 from sb3_plasticity.common.task_sync import TaskSyncCallback, _tree
+from sb3_plasticity.ppo_l2er.acting import lean_acting
+from sb3_plasticity.ppo_l2er.compiled import STATISTICS, CompiledUpdate, Hyperparameters, Variant, why_not
 from sb3_plasticity.ppo_l2er.presets import one_argument_form
 from sb3_plasticity.ppo_l2er.update import EffectiveRankReward, gradient_step, l2er_terms, rank_ascent_step
 
@@ -92,6 +97,9 @@ class PPO_L2ER(PPO):
         ``"features"``, the singular values of the uncentred feature matrix (authors' code)
     :param er_aggregate: ``"mean"``: mean over layers of their effective ranks. ``"sum"``: effective rank of the layers'
         summed second moments (poster), for layers of equal width
+    :param compile: Whether to compile the minibatch update: the same numbers up to
+        rounding, several times faster after some seconds of compilation. Where that is not possible (another optimizer
+        than Adam, batch normalisation, no C++ compiler, ...) a warning says why and the update runs as without
     :param preset: ``"auto"`` takes what a one-argument call leaves out from the packaged preset for that environment
         id, where there is one; None never does
     :raises ValueError: for arguments outside what is accepted
@@ -134,6 +142,7 @@ class PPO_L2ER(PPO):
         l2_log_std: bool = True,
         rank_of: RankOf = "covariance",
         er_aggregate: ErAggregate = "mean",
+        compile: bool = False,
         preset: Literal["auto"] | None = "auto",
     ):
         super().__init__(
@@ -172,6 +181,7 @@ class PPO_L2ER(PPO):
         self.l2_log_std = l2_log_std
         self.rank_of = rank_of
         self.er_aggregate = er_aggregate
+        self.compile = compile
         self.preset = preset
         # Minibatches seen so far: every er_interval-th carries the effective rank, across epochs, rollouts and saves.
         self._n_minibatches = 0
@@ -199,6 +209,7 @@ class PPO_L2ER(PPO):
         self.l2_coef = FloatSchedule(self.l2_coef)
 
         layers = find_hidden_layers(self.policy)
+        self._compiled: CompiledUpdate | None = None
         self._rank_reward = EffectiveRankReward(self.policy, layers, self.rank_of, self.er_aggregate)
         constant_zero = self.er_coef(1.0) == self.er_coef(0.5) == self.er_coef(0.0) == 0
         if not constant_zero and not layers.names:
@@ -226,6 +237,21 @@ class PPO_L2ER(PPO):
             if parameter.requires_grad and (self.l2_log_std or name != "log_std")
         ]
 
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect experiences as SB3 does, acting by the short way where the policy has one.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step
+        :param rollout_buffer: Buffer to fill with rollouts
+        :param n_rollout_steps: Number of experiences to collect per environment
+        :return: False if the callback ended training
+        """
+        with lean_acting(self.policy):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
     def train(self) -> None:
         """Update policy using the currently gathered rollout buffer."""
         ranks = self._rollout_ranks()
@@ -241,12 +267,15 @@ class PPO_L2ER(PPO):
             normalize_advantage=self.normalize_advantage,
         )
         history: dict[str, list[Any]] = defaultdict(list)
+        train_epoch = self._train_epoch
+        if self.compile and self._prepare_compiled(coefficients, er_coef, l2_coef):
+            train_epoch = self._train_epoch_compiled
         try:
             for epoch in range(self.n_epochs):
                 if self.er_mode == "step" and er_coef > 0:
                     history["er_loss"].append(self._rank_ascent(er_coef))
                 history["approx_kl"].clear()  # SB3 logs the last epoch's
-                continue_training = self._train_epoch(epoch, coefficients, er_coef, l2_coef, history)
+                continue_training = train_epoch(epoch, coefficients, er_coef, l2_coef, history)
                 self._n_updates += 1
                 if not continue_training:
                     break
@@ -274,8 +303,8 @@ class PPO_L2ER(PPO):
                 minibatch,
                 coefficients,
                 er_coef=minibatch_er_coef,
-                er_batch=self._draw_er_batch() if minibatch_er_coef > 0 else None,
-                l2_coef=l2_coef,
+                er_batch=None if minibatch_er_coef is None else self._draw_er_batch(),
+                l2_coef=l2_coef or None,
                 l2_parameters=l2_parameters,
             )
             for name in ("policy_loss", "value_loss", "entropy_loss", "clip_fraction"):
@@ -290,6 +319,80 @@ class PPO_L2ER(PPO):
                     print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
                 return False
             gradient_step(self.policy, terms, self.max_grad_norm)
+        return True
+
+    def _prepare_compiled(self, coefficients: PPOCoefficients, er_coef: float, l2_coef: float) -> bool:
+        """Make the compiled update ready for this rollout; False, after a warning, where it cannot be had."""
+        if self._compiled is None:
+            reason = why_not(self.policy)
+            if reason is not None:
+                warnings.warn(f"compile=True: {type(self.policy).__name__}'s update runs uncompiled because {reason}")
+                self.compile = False
+                return False
+            names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
+            self._compiled = CompiledUpdate(self._rank_reward, [names[id(p)] for p in self._l2_parameters])
+        self._compiled.begin(
+            Hyperparameters(
+                learning_rate=self.policy.optimizer.param_groups[0]["lr"],
+                clip_range=coefficients.clip_range,
+                clip_range_vf=coefficients.clip_range_vf or 0.0,
+                ent_coef=self.ent_coef,
+                vf_coef=self.vf_coef,
+                max_grad_norm=self.max_grad_norm,
+                kl_limit=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
+                er_coef=self.er_interval * er_coef,
+                l2_coef=l2_coef,
+            )
+        )
+        return True
+
+    def _train_epoch_compiled(
+        self,
+        epoch: int,
+        coefficients: PPOCoefficients,
+        er_coef: float,
+        l2_coef: float,
+        history: dict[str, list[Any]],
+    ) -> bool:
+        """As :meth:`_train_epoch`, on the same minibatches in the same order."""
+        assert self._compiled is not None
+        first = self._n_minibatches
+
+        def variants() -> Iterator[tuple[Variant, Samples | None]]:
+            while True:
+                has_rank = self._next_er_coef(er_coef) is not None
+                variant = Variant(
+                    effective_rank=has_rank,
+                    l2=l2_coef != 0,
+                    clip_range_vf=coefficients.clip_range_vf is not None,
+                    normalize_advantage=self.normalize_advantage,
+                )
+                yield variant, self._draw_er_batch() if has_rank else None
+
+        order = np.random.permutation(rollout_size(self.rollout_buffer))  # noqa: NPY002  (as RolloutBuffer.get)
+        if epoch == 0:
+            self._rollout = rollout_samples(self.rollout_buffer)
+        rows = self._compiled.epoch(self._rollout, order, self.batch_size, variants())
+        self._compiled.end()
+        columns = dict(zip(STATISTICS, rows.T, strict=True))
+        used = len(rows) if columns["applied"].all() else int(columns["applied"].argmin()) + 1
+        with_rank = [(first + index) % self.er_interval == 0 for index in range(used)]
+        self._n_minibatches = first + used
+        if not columns["finite"][:used].all():
+            last = {name: column[used - 1] for name, column in columns.items()}
+            terms = ("policy_loss", "value_loss", "entropy_loss", "er_loss", "l2_loss")
+            culprits = [f"{name} is {last[name]}" for name in terms if not np.isfinite(last[name])]
+            raise FloatingPointError(culprits[0] if culprits else "the gradient is not finite")
+        for name in ("loss", "policy_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl"):
+            history[name].extend(columns[name][:used])
+        if self.er_mode == "loss" and er_coef != 0:
+            history["er_loss"].extend(columns["er_loss"][:used][with_rank])
+        if l2_coef != 0:
+            history["l2_loss"].extend(columns["l2_loss"][:used])
+        if not columns["applied"][used - 1]:
+            if self.verbose >= 1:
+                print(f"Early stopping at step {epoch} due to reaching max kl: {columns['approx_kl'][used - 1]:.2f}")
+            return False
         return True
 
     def _record_training(
@@ -317,11 +420,11 @@ class PPO_L2ER(PPO):
         for network, rank in ranks.items():
             record(f"train/erank_{network}", rank)
 
-    def _next_er_coef(self, er_coef: float) -> float:
-        """Strength of the effective rank in the next minibatch."""
+    def _next_er_coef(self, er_coef: float) -> float | None:
+        """Strength of the effective rank in the next minibatch; None if it carries none."""
         carries_it = self._n_minibatches % self.er_interval == 0
         self._n_minibatches += 1
-        return self.er_interval * er_coef if carries_it and self.er_mode == "loss" else 0.0
+        return self.er_interval * er_coef if carries_it and self.er_mode == "loss" and er_coef != 0 else None
 
     def _draw_er_batch(self) -> Samples | None:
         if self.er_batch_size is None:
@@ -384,7 +487,7 @@ class PPO_L2ER(PPO):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rank_reward"]
+        return [*super()._excluded_save_params(), "_rank_reward", "_compiled", "_rollout"]
 
 
 def _check_coefficient(name: str, value: Any) -> None:

@@ -98,15 +98,15 @@ def l2er_terms(
     minibatch: RolloutBufferSamples,
     coefficients: PPOCoefficients,
     *,
-    er_coef: float,
+    er_coef: float | None,
     er_batch: Samples | None,
-    l2_coef: float,
+    l2_coef: float | None,
     l2_parameters: Sequence[th.Tensor],
 ) -> L2ERTerms:
     """
     The poster's objective: L_PPO - er_coef * (erank_policy + erank_value) + l2_coef * ||theta||^2.
 
-    A penalty whose coefficient is 0 takes no part, so that plain PPO's numbers stay exactly plain PPO's.
+    A penalty whose coefficient is None takes no part, so that plain PPO's numbers stay exactly plain PPO's.
 
     :param reward: how effective rank is taken
     :param minibatch: the samples PPO's loss is taken on
@@ -117,18 +117,18 @@ def l2er_terms(
     :param l2_parameters: theta
     :return: the objective and its terms
     """
-    if er_coef == 0:
-        ppo, er_loss = ppo_terms(reward.policy, minibatch, coefficients), None
-    elif er_batch is None:
-        with record_features(reward.policy, reward.layers.names) as features:
-            ppo = ppo_terms(reward.policy, minibatch, coefficients)
-        er_loss = reward.loss(features)
-    else:
+    names = reward.layers.names if er_coef is not None and er_batch is None else ()
+    with record_features(reward.policy, names) as features:
         ppo = ppo_terms(reward.policy, minibatch, coefficients)
-        er_loss = reward.loss(reward.features(er_batch.observations, er_batch.actions))
-    loss = ppo.loss if er_loss is None else ppo.loss + er_coef * er_loss
-    l2_loss = l2_penalty(l2_parameters) if l2_coef != 0 else None
-    if l2_loss is not None:
+    loss, er_loss = ppo.loss, None
+    if er_coef is not None:
+        if er_batch is not None:
+            features = reward.features(er_batch.observations, er_batch.actions)
+        er_loss = reward.loss(features)
+        loss = loss + er_coef * er_loss
+    l2_loss = None
+    if l2_coef is not None:
+        l2_loss = l2_penalty(l2_parameters)
         loss = loss + l2_coef * l2_loss
     return L2ERTerms(loss, ppo, er_loss, l2_loss)
 

@@ -161,7 +161,7 @@ def test_er_interval_keeps_the_mean_strength(monkeypatch, er_interval, minibatch
     original = module.l2er_terms
 
     def spy(*args, er_coef, **kwargs):
-        strengths.append(er_coef)
+        strengths.append(er_coef or 0.0)
         return original(*args, er_coef=er_coef, **kwargs)
 
     monkeypatch.setattr(module, "l2er_terms", spy)

@@ -1,0 +1,333 @@
+"""
+The minibatch update as one compiled functional step: loss, gradient, L2-ER, clipping and Adam in a single program.
+
+What is compiled is the traced arithmetic of the very functions the eager update calls, so there is one loss. The
+policy's parameters and the optimizer's state are updated in place: they stay the truth, and eager and compiled updates
+can follow each other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from sb3_plasticity.common.functional import functional_call
+from sb3_plasticity.common.objective import PPOCoefficients
+from sb3_plasticity.ppo_l2er.update import EffectiveRankReward, l2er_terms
+
+# What a program reports of a minibatch, in this order.
+STATISTICS = (
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "entropy_loss",
+    "approx_kl",
+    "clip_fraction",
+    "er_loss",
+    "l2_loss",
+    "finite",
+    "applied",
+)
+
+
+class Hyperparameters(NamedTuple):
+    """What may change from one rollout to the next; handed to the programs as one float64 tensor."""
+
+    learning_rate: float
+    clip_range: float
+    clip_range_vf: float
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float
+    kl_limit: float
+    er_coef: float
+    l2_coef: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    What a program is specialised on, besides the shapes of its inputs.
+
+    :param effective_rank: whether the minibatch carries the effective rank
+    :param l2: whether it carries the L2 penalty
+    :param clip_range_vf: whether the change of the value is bounded
+    :param normalize_advantage: whether advantages are standardised
+    """
+
+    effective_rank: bool
+    l2: bool
+    clip_range_vf: bool
+    normalize_advantage: bool
+
+
+def why_not(policy: ActorCriticPolicy) -> str | None:
+    """
+    Say why a policy's update cannot be compiled.
+
+    :param policy: the actor-critic
+    :return: the reason, or None if nothing is known to stand in the way
+    """
+    optimizer = policy.optimizer
+    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW):
+        return f"its optimizer is {type(optimizer).__name__}, not Adam or AdamW"
+    if len(optimizer.param_groups) > 1:
+        return "its optimizer has several parameter groups"
+    group = optimizer.param_groups[0]
+    options = [name for name in ("amsgrad", "maximize", "capturable", "differentiable", "fused") if group.get(name)]
+    if options:
+        return f"its optimizer has {options[0]}=True"
+    if policy.device.type != "cpu":
+        return f"it is on {policy.device}: compiled updates were only tested on CPUs"
+    for module in policy.modules():
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+            return f"it has a {type(module).__name__} layer, which acts differently in training"
+    return None
+
+
+class CompiledUpdate:
+    """
+    Compiled minibatch updates of one policy.
+
+    :param reward: the policy and how its effective rank is taken
+    :param l2_names: names of the parameters that the L2 penalty runs over
+    """
+
+    def __init__(self, reward: EffectiveRankReward, l2_names: Sequence[str]) -> None:
+        self.reward = reward
+        self.policy = reward.policy
+        self.l2_names = tuple(l2_names)
+        self._programs: dict[Any, Callable[..., th.Tensor]] = {}
+
+    def begin(self, hyperparameters: Hyperparameters) -> None:
+        """
+        Take up the parameters and the optimizer's state as they now are.
+
+        :param hyperparameters: of this rollout's updates
+        """
+        self.names = [name for name, parameter in self.policy.named_parameters() if parameter.requires_grad]
+        by_name = dict(self.policy.named_parameters())
+        self._parameters = [by_name[name] for name in self.names]
+        state = self.policy.optimizer.state
+        for parameter in self._parameters:
+            if not state[parameter]:  # as Adam sets it up at its first step
+                state[parameter]["step"] = th.tensor(0.0)
+                state[parameter]["exp_avg"] = th.zeros_like(parameter)
+                state[parameter]["exp_avg_sq"] = th.zeros_like(parameter)
+        steps = {float(state[parameter]["step"]) for parameter in self._parameters}
+        if len(steps) > 1:
+            raise RuntimeError(f"the optimizer's parameters are at different steps: {sorted(steps)}")
+        self._step = th.tensor(steps.pop(), dtype=th.float64)
+        self._hyperparameters = th.tensor(hyperparameters, dtype=th.float64)
+        self._state = [
+            *(parameter.detach() for parameter in self._parameters),
+            *(state[parameter]["exp_avg"] for parameter in self._parameters),
+            *(state[parameter]["exp_avg_sq"] for parameter in self._parameters),
+            self._step,
+            th.ones(()),  # 0 once a minibatch was not applied
+        ]
+
+    def epoch(
+        self,
+        rollout: RolloutBufferSamples,
+        order: np.ndarray,
+        batch_size: int,
+        variants: Iterator[tuple[Variant, RolloutBufferSamples | None]],
+    ) -> np.ndarray:
+        """
+        Update on a pass over the rollout.
+
+        After a minibatch that ``target_kl`` or a NaN forbids to apply, none of the pass is applied.
+
+        :param rollout: all transitions
+        :param order: permutation of them
+        :param batch_size: of the minibatches; the last one may be smaller
+        :param variants: for each minibatch, its variant and the transitions whose features are ranked, if not its own
+        :return: (n_minibatches, len(STATISTICS))
+        """
+        index = th.as_tensor(order)
+        shuffled = pytree.tree_map(lambda tensor: tensor[index], rollout)
+        leaves, structure = pytree.tree_flatten(shuffled)
+        statistics = []
+        with th.no_grad():
+            for parts in zip(*(leaf.split(batch_size) for leaf in leaves), strict=True):
+                variant, er_batch = next(variants)
+                inputs = list(parts) if er_batch is None else [*parts, *pytree.tree_leaves(er_batch)]
+                key = (variant, self._adam_options(), tuple((leaf.shape, leaf.dtype) for leaf in inputs))
+                program = self._programs.get(key)
+                if program is None:
+                    program = self._compile(variant, structure, er_batch is not None, inputs)
+                    self._programs[key] = program
+                statistics.append(program(*self._state, self._hyperparameters, *inputs))
+        return th.stack(statistics).numpy()
+
+    def end(self) -> None:
+        """Write the number of steps taken back to the optimizer."""
+        for parameter in self._parameters:
+            self.policy.optimizer.state[parameter]["step"].fill_(float(self._step))
+
+    def _compile(
+        self, variant: Variant, structure: pytree.TreeSpec, has_er_batch: bool, inputs: list[th.Tensor]
+    ) -> Callable[..., th.Tensor]:
+        """Trace the update on copies of its inputs and compile the trace."""
+        count = len(self._parameters)
+
+        def update(*flat: th.Tensor) -> th.Tensor:
+            parameters, first, second = flat[:count], flat[count : 2 * count], flat[2 * count : 3 * count]
+            step, alive, hyperparameters, *leaves = flat[3 * count :]
+            size = structure.num_leaves
+            minibatch = pytree.tree_unflatten(leaves[:size], structure)
+            er_batch = pytree.tree_unflatten(leaves[size:], structure) if has_er_batch else None
+            return self._update(variant, parameters, first, second, step, alive, hyperparameters, minibatch, er_batch)
+
+        everything = [*self._state, self._hyperparameters, *inputs]
+        with tracing(self.policy):
+            trace = make_fx(update)(*(tensor.clone() for tensor in everything))
+        return th.compile(trace, fullgraph=True, dynamic=False)
+
+    def _update(
+        self,
+        variant: Variant,
+        parameters: Sequence[th.Tensor],
+        first_moments: Sequence[th.Tensor],
+        second_moments: Sequence[th.Tensor],
+        step: th.Tensor,
+        alive: th.Tensor,
+        hyperparameters: th.Tensor,
+        minibatch: RolloutBufferSamples,
+        er_batch: RolloutBufferSamples | None,
+    ) -> th.Tensor:
+        """One update, in place; traced once for each program."""
+        at = Hyperparameters(*hyperparameters.unbind())
+        single = Hyperparameters(*(value.float() for value in at))
+        coefficients = PPOCoefficients(
+            clip_range=single.clip_range,
+            clip_range_vf=single.clip_range_vf if variant.clip_range_vf else None,
+            ent_coef=single.ent_coef,
+            vf_coef=single.vf_coef,
+            normalize_advantage=variant.normalize_advantage,
+        )
+        objective = _Objective(self.reward)
+
+        def loss(values: Sequence[th.Tensor]) -> tuple[th.Tensor, tuple[th.Tensor, ...]]:
+            named = dict(zip(self.names, values, strict=True))
+            terms = functional_call(
+                objective,
+                {f"policy.{name}": value for name, value in named.items()},
+                (
+                    minibatch,
+                    coefficients,
+                    single.er_coef if variant.effective_rank else None,
+                    er_batch,
+                    single.l2_coef if variant.l2 else None,
+                    [named[name] for name in self.l2_names],
+                ),
+            )
+            ppo = terms.ppo
+            zero = terms.loss.new_zeros(())
+            reported = (
+                terms.loss,
+                ppo.policy_loss,
+                ppo.value_loss,
+                ppo.entropy_loss,
+                ppo.approx_kl,
+                ppo.clip_fraction,
+                zero if terms.er_loss is None else terms.er_loss,
+                zero if terms.l2_loss is None else terms.l2_loss,
+            )
+            return terms.loss, tuple(term.detach() for term in reported)
+
+        gradients, (_, reported) = th.func.grad_and_value(loss, has_aux=True)(list(parameters))
+        # 0 * g is NaN for an infinite or NaN g, and 0 for all others.
+        finite = th.stack([(gradient * 0).sum() for gradient in gradients]).sum() == 0
+        norm = th.stack([th.linalg.vector_norm(gradient) for gradient in gradients]).square().sum().sqrt()
+        approx_kl = reported[STATISTICS.index("approx_kl")]
+        alive.mul_((finite & (approx_kl <= single.kl_limit)).to(alive.dtype))
+        self._adam(parameters, gradients, first_moments, second_moments, step, alive > 0, at, single, norm)
+        return th.stack([*reported, finite.float(), alive])
+
+    def _adam_options(self) -> tuple[Any, ...]:
+        group = self.policy.optimizer.param_groups[0]
+        decoupled = isinstance(self.policy.optimizer, th.optim.AdamW) or group.get("decoupled_weight_decay", False)
+        return *group["betas"], group["eps"], group["weight_decay"], decoupled
+
+    def _adam(
+        self,
+        parameters: Sequence[th.Tensor],
+        gradients: Sequence[th.Tensor],
+        first_moments: Sequence[th.Tensor],
+        second_moments: Sequence[th.Tensor],
+        step: th.Tensor,
+        apply: th.Tensor,
+        at: Hyperparameters,
+        single: Hyperparameters,
+        norm: th.Tensor,
+    ) -> None:
+        """Adam (Kingma and Ba 2015), or AdamW, as torch computes it, where ``apply``."""
+        beta1, beta2, eps, decay, decoupled = self._adam_options()
+        clip = (single.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        step.add_(apply.to(step.dtype))
+        # In float64: early on, 1 - beta^t would lose most of its digits in float32.
+        step_size = (at.learning_rate / (1 - beta1**step)).float()
+        root = (1 - beta2**step).sqrt().float()
+        for parameter, gradient, first, second in zip(
+            parameters, gradients, first_moments, second_moments, strict=True
+        ):
+            gradient = gradient * clip
+            value = parameter
+            if decay and decoupled:
+                value = value * (1 - single.learning_rate * decay)
+            elif decay:
+                gradient = gradient + decay * value
+            new_first = th.lerp(first, gradient, 1 - beta1)
+            new_second = second * beta2 + (1 - beta2) * gradient * gradient
+            value = value - step_size * new_first / (new_second.sqrt() / root + eps)
+            first.copy_(th.where(apply, new_first, first))
+            second.copy_(th.where(apply, new_second, second))
+            parameter.copy_(th.where(apply, value, parameter))
+
+
+class _Objective(nn.Module):
+    """The eager update's objective behind a ``forward``, for ``functional_call``."""
+
+    def __init__(self, reward: EffectiveRankReward) -> None:
+        super().__init__()
+        self.policy = reward.policy
+        self.reward = reward
+
+    def forward(self, minibatch: Any, coefficients: Any, er_coef: Any, er_batch: Any, l2_coef: Any, l2: Any) -> Any:
+        return l2er_terms(
+            self.reward,
+            minibatch,
+            coefficients,
+            er_coef=er_coef,
+            er_batch=er_batch,
+            l2_coef=l2_coef,
+            l2_parameters=l2,
+        )
+
+
+@contextmanager
+def tracing(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    Let a policy be traced: distributions check no values, and none that was traced stays behind.
+
+    :param policy: the actor-critic
+    """
+    distribution = th.distributions.Distribution
+    validate, state = distribution._validate_args, dict(vars(policy.action_dist))  # type: ignore[attr-defined]
+    distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(validate)
+        vars(policy.action_dist).clear()
+        vars(policy.action_dist).update(state)
