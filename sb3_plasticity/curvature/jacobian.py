@@ -17,7 +17,7 @@ from sb3_plasticity.curvature.watch import Call, OutputFn, watched_forward
 
 # Bounds that keep memory below about 500 MB: the Gram matrix is rows x rows, in float64, and LAPACK wants a copy.
 MAX_ROWS = 4096
-_MAX_NUMBERS = 60_000_000
+_MAX_BYTES = 160_000_000
 _CHUNK_NUMBERS = 4_000_000
 
 
@@ -160,31 +160,39 @@ def _layers(outputs: th.Tensor, roots: th.Tensor, calls: list[Call]) -> tuple[li
     if not calls:
         return [], {}
     n_samples, _, n_outputs = roots.shape
-    _check_numbers(calls, n_samples, n_outputs)
-    per_output = []
+    _check_bytes(calls, n_samples, n_outputs)
+    probes = [call.probe for call in calls]
+    # Filled in place: these are the largest tensors of all.
+    grads = [outputs.new_empty(_shape(call, n_outputs)) for call in calls]
     for output in range(n_outputs):
-        per_output.append(
-            th.autograd.grad(
-                outputs, [call.probe for call in calls], roots[:, :, output], retain_graph=True, materialize_grads=True
-            )
-        )
-    grads = []
-    for index, call in enumerate(calls):
-        grads.append(th.stack([call.positions(row[index]) for row in per_output], dim=1))
+        found = th.autograd.grad(outputs, probes, roots[:, :, output], retain_graph=True, materialize_grads=True)
+        for call, grad, store in zip(calls, found, grads, strict=True):
+            store[:, output] = call.positions(grad)
     layers, active = [], {}
     for names, members in _groups(calls).items():
-        ones = [calls[i].inputs.new_ones((*calls[i].inputs.shape[:2], 1)) for i in members]
-        if calls[members[0]].weight not in names:
-            parts = ones
-        elif len(names) == 1:
-            parts = [calls[i].inputs for i in members]
-        else:
-            parts = [th.cat([calls[i].inputs, one], -1) for i, one in zip(members, ones, strict=True)]
-        layer = Layer(names, th.cat(parts, 1), th.cat([grads[i] for i in members], 2))
+        layer = Layer(names, _cat([_inputs(calls[i], names) for i in members], 1), _cat([grads[i] for i in members], 2))
         layers.append(layer)
-        heard = layer.grads.detach().ne(0).any(-1).any(-1).any(0)
+        heard = layer.grads.ne(0).any(-1).any(-1).any(0)
         active[names[0]] = frozenset(th.nonzero(heard).flatten().tolist())
     return layers, active
+
+
+def _shape(call: Call, n_outputs: int) -> tuple[int, int, int, int]:
+    n_samples, positions, width = call.positions(call.probe).shape
+    return n_samples, n_outputs, positions, width
+
+
+def _inputs(call: Call, names: tuple[str, ...]) -> th.Tensor:
+    """Inputs (N, T, d_in) that go with the named parameters: those of the weight, and 1 for the bias."""
+    if call.weight in names and call.bias not in names:
+        return call.inputs
+    one = call.inputs.new_ones((*call.inputs.shape[:2], 1))
+    return th.cat([call.inputs, one], -1) if call.weight in names else one
+
+
+def _cat(tensors: list[th.Tensor], dim: int) -> th.Tensor:
+    """th.cat that does not copy a single tensor."""
+    return tensors[0] if len(tensors) == 1 else th.cat(tensors, dim)
 
 
 def _groups(calls: list[Call]) -> dict[tuple[str, ...], list[int]]:
@@ -228,11 +236,12 @@ def _others(
                 active.setdefault(name, set()).add(output)
     for name, columns in active.items():
         rows = len(outputs) * len(columns)
-        if rows * leaves[name].numel() > _MAX_NUMBERS:
+        row_bytes = leaves[name].numel() * leaves[name].element_size()
+        if rows * row_bytes > _MAX_BYTES:
             raise ProblemTooLargeError(
-                f"the Jacobian of {name} is explicit (it is no linear or convolutional layer) and has "
-                f"{rows} x {leaves[name].numel()} numbers, more than {_MAX_NUMBERS}",
-                _MAX_NUMBERS // (leaves[name].numel() * len(columns)),
+                f"the Jacobian of {name} is explicit (it is no linear or convolutional layer) and takes "
+                f"{rows} x {row_bytes} bytes, more than {_MAX_BYTES}",
+                _MAX_BYTES // (row_bytes * len(columns)),
             )
     return {name: leaves[name].numel() for name in active}, {name: frozenset(found) for name, found in active.items()}
 
@@ -294,11 +303,12 @@ def _hessian_roots(output_hessian: th.Tensor) -> th.Tensor:
     return roots[:, :, kept] if bool(kept.any()) else roots[:, :, :1]
 
 
-def _check_numbers(calls: list[Call], n_samples: int, n_outputs: int) -> None:
+def _check_bytes(calls: list[Call], n_samples: int, n_outputs: int) -> None:
     per_sample = sum(call.inputs[0].numel() + n_outputs * call.probe[0].numel() for call in calls)
-    if per_sample * n_samples > _MAX_NUMBERS:
+    sample_bytes = per_sample * calls[0].inputs.element_size()
+    if sample_bytes * n_samples > _MAX_BYTES:
         raise ProblemTooLargeError(
-            f"the layers' inputs and gradients take {per_sample} numbers a sample, {per_sample * n_samples} in all, "
-            f"more than {_MAX_NUMBERS}",
-            _MAX_NUMBERS // per_sample,
+            f"the layers' inputs and gradients take {sample_bytes} bytes a sample, {sample_bytes * n_samples} in all, "
+            f"more than {_MAX_BYTES}",
+            _MAX_BYTES // sample_bytes,
         )
