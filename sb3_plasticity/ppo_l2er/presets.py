@@ -1,5 +1,6 @@
 """The one-argument form, ``PPO_L2ER("SlipperyAnt-v0")``: tuned hyper-parameters from the packaged YAML."""
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,12 +12,12 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
-from torch import nn
+from torch import nn, optim
 
 from sb3_plasticity.vec_env import make_nonstationary_vec_env
 
 # Keys of an rl-zoo entry that describe the run, not the algorithm.
-RUN_KEYS = ("n_timesteps", "n_envs", "env_kwargs", "eval_env_kwargs", "vec_env")
+RUN_KEYS = ("callback", "env_kwargs", "eval_env_kwargs", "eval_tasks", "n_envs", "n_timesteps", "vec_env")
 
 
 def read_presets(algorithm: str = "ppo_l2er") -> dict[str, dict[str, Any]]:
@@ -34,17 +35,36 @@ def preset_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
     """
     Turn an rl-zoo entry into arguments of the algorithm.
 
-    ``lin_X`` becomes a linear schedule from X to 0, ``policy_kwargs.activation_fn`` a class named in ``torch.nn``.
+    ``lin_X`` becomes a linear schedule from X to 0; ``policy_kwargs`` may name its activation function and optimizer.
 
     :param entry: a mapping as read from YAML
     :return: keyword arguments, without the keys that describe the run
     """
     arguments = {key: parse_schedule(value) for key, value in entry.items() if key not in RUN_KEYS}
     if "policy_kwargs" in arguments:
-        policy_kwargs = dict(arguments["policy_kwargs"])
-        if isinstance(policy_kwargs.get("activation_fn"), str):
-            policy_kwargs["activation_fn"] = getattr(nn, policy_kwargs["activation_fn"])
-        arguments["policy_kwargs"] = policy_kwargs
+        arguments["policy_kwargs"] = parse_policy_kwargs(arguments["policy_kwargs"])
+    return arguments
+
+
+def parse_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Turn the names of classes into classes.
+
+    :param policy_kwargs: ``activation_fn`` may name a class of ``torch.nn``, ``optimizer_class`` one of ``torch.optim``
+    :return: arguments of a policy
+    :raises ValueError: for a name that is not there
+    """
+    arguments = dict(policy_kwargs)
+    for key, module, base in (("activation_fn", nn, nn.Module), ("optimizer_class", optim, optim.Optimizer)):
+        name = arguments.get(key)
+        if not isinstance(name, str):
+            continue
+        cls = getattr(module, name, None)
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            close = difflib.get_close_matches(name, dir(module), n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{key}={name!r}{hint}: accepted are the names of classes in {module.__name__}")
+        arguments[key] = cls
     return arguments
 
 
@@ -54,9 +74,14 @@ def parse_schedule(value: Any) -> Any:
 
     :param value: any value of an rl-zoo entry
     :return: for a string ``lin_X`` a schedule from X to 0, else the value
+    :raises ValueError: if X is not a number
     """
     if isinstance(value, str) and value.startswith("lin_"):
-        return LinearSchedule(start=float(value.removeprefix("lin_")), end=0.0, end_fraction=1.0)
+        try:
+            start = float(value.removeprefix("lin_"))
+        except ValueError:
+            raise ValueError(f"{value!r}: accepted is lin_ and a number, as in 'lin_1e-3'") from None
+        return LinearSchedule(start=start, end=0.0, end_fraction=1.0)
     return value
 
 

@@ -1,0 +1,95 @@
+"""What TensorBoard shows of a run at one glance: returns by task, friction, ranks, curvature, hyper-parameters."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam
+
+from sb3_plasticity.callbacks.tensorboard import add_charts, summary_writer
+
+CHARTS = {
+    "Overview": {
+        "return in the current task": ["Multiline", ["task/ep_rew_mean", "eval/mean_reward"]],
+        "return on the fixed tasks": ["Multiline", ["eval_fixed/.*(?<!ep_length)$"]],
+        "return by task": ["Multiline", [r"return_by_task/\d+"]],
+        "task value (friction, ...)": ["Multiline", ["task/value"]],
+        "effective rank of the features": ["Multiline", ["train/erank_(policy|value)"]],
+        "epsilon-rank of the curvature": ["Multiline", ["curvature/(policy|value)/[a-z]+/epsilon_rank_.*"]],
+        "dormant units": ["Multiline", ["plasticity(_control)?/(policy|value)/dormant_units"]],
+    }
+}
+# Shown beside the hyper-parameters in the HParams tab.
+METRICS = (
+    "rollout/ep_rew_mean",
+    "task/ep_rew_mean",
+    "eval/mean_reward",
+    "eval_fixed/mean_reward",
+    "train/erank_policy",
+    "train/erank_value",
+)
+
+
+class OverviewCallback(BaseCallback):
+    """
+    Log the returns of each task by themselves, the hyper-parameters, and the charts that show a run at one glance.
+
+    ``rollout/ep_rew_mean`` averages over the last 100 episodes whatever their task. ``task/ep_rew_mean`` starts anew
+    with every task; ``return_by_task/<index>`` is its curve of one task, in TensorBoard only.
+
+    :param hyperparams: of the run, as its ``config.yml`` has them
+    :param run: algorithm, environment and seed
+    """
+
+    def __init__(self, hyperparams: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.hyperparams = flatten(run) | flatten(hyperparams)
+        self._task: int | None = None
+        self._returns: deque[float] = deque(maxlen=100)
+
+    def _on_training_start(self) -> None:
+        self._task = None
+        self._returns.clear()
+        if (writer := summary_writer(self.logger)) is not None:
+            add_charts(writer, CHARTS)
+        hparam = HParam(self.hyperparams, dict.fromkeys(METRICS, 0.0))
+        self.logger.record("hparams", hparam, exclude=("stdout", "log", "json", "csv"))
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" not in info or "task_index" not in info:
+                continue
+            task = int(info["task_index"])
+            if self._task is None or task > self._task:
+                self._task = task
+                self._returns.clear()
+            if task == self._task:  # not: an environment still in an episode of an older task
+                self._returns.append(info["episode"]["r"])
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not self._returns:
+            return
+        mean = float(np.mean(self._returns))
+        self.logger.record("task/ep_rew_mean", mean)
+        if (writer := summary_writer(self.logger)) is not None:
+            writer.add_scalar(f"return_by_task/{self._task}", mean, self.num_timesteps)
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | int | str]:
+    """
+    Make hyper-parameters fit for TensorBoard: one level, numbers and text.
+
+    :param mapping: may be nested
+    :param prefix: of the keys
+    :return: ``{"policy_kwargs.log_std_init": -1.0, ...}``
+    """
+    flat: dict[str, bool | float | int | str] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (bool, float, int, str)) else str(value)
+    return flat
