@@ -140,6 +140,14 @@ class TestMeasures:
                 assert measures[f"{network}/{name}/weight_norm"] == pytest.approx(norm)
             assert measures[f"{network}/effective_rank"] == pytest.approx(np.mean(ranks), rel=1e-4)
 
+    def test_ranks_are_those_that_l2er_sees(self):
+        """PPO_L2ER takes its layers' features where they are read, on the same rollout under the same weights."""
+        spy = Spy(n_samples=64)
+        model = learn(spy, 64, PPO_L2ER, policy_kwargs=dict(net_arch=dict(pi=[8, 6], vf=[5, 7]), activation_fn=nn.ReLU))
+        for network in ("policy", "value"):
+            rank = model.logger.name_to_value[f"train/erank_{network}"]
+            assert spy.measures[f"{network}/effective_rank"] == pytest.approx(rank, rel=1e-5)
+
     def test_weight_changes(self):
         spy = Spy()
         learn(spy, 192)
