@@ -289,8 +289,9 @@ class PlasticityCallback(BaseCallback):
         """Return TensorBoard's custom scalars: each network's measures beside the control's, and layer by layer."""
         beside, by_layer = {}, {}
         for network in NETWORKS:
-            for name in (*RANKS, *SHARES, *NORMS):
-                title = f"{network}: {name.replace('_', ' ')}"
+            # A network has dead units or saturated ones, as its activation will have it.
+            for name in (*RANKS, "dormant_units", "(dead|saturated)_units", *NORMS):
+                title = f"{network}: {name.replace('_', ' ').replace('(dead|saturated)', 'dead or saturated')}"
                 beside[title] = ["Multiline", [f"plasticity(_control)?/{network}/{name}$"]]
                 by_layer[title] = ["Multiline", [f"plasticity/{network}/.+/{name}$"]]
         return {"plasticity": beside, "plasticity by layer": by_layer}

@@ -395,6 +395,7 @@ class TestLogs:
             for chart in charts[category]:
                 (pattern,) = chart.multiline.tag
                 shown[category, chart.title] = [tag for tag in tags if re.match(pattern, tag)]
+        assert all(shown.values())  # no chart is empty
         name = "policy: effective rank"
         assert shown["plasticity", name] == [
             "plasticity/policy/effective_rank",
