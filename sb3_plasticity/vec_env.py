@@ -16,7 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_plasticity.envs.batched import BatchedSimulations, NotBatchableError, Simulation
+from sb3_plasticity.envs.batched import NotBatchableError
+from sb3_plasticity.envs.simulations import BatchedSimulations, Simulation
 
 __all__ = ["MujocoBatchVecEnv", "make_nonstationary_vec_env"]
 

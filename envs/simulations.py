@@ -1,0 +1,269 @@
+"""
+Many simulations of one non-stationary environment in one ``mujoco.batch.Batch``: on a pool of threads, outside Python's
+interpreter lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import seeding
+from mujoco.batch import Batch
+
+from . import slippery
+from .batched import Columns, NotBatchableError, batched_robot
+from .nonstationary import NonStationaryMixin, TaskClock, warning_names
+from .schedules import Schedule, Task
+
+__all__ = ["BatchedSimulations", "Simulation"]
+
+
+class BatchedSimulations:
+    """
+    Many simulations of one non-stationary environment.
+
+    Nothing here resets by itself and no episode ends by time: that is up to whoever steps (``MujocoBatchVecEnv``).
+
+    :param template: the environment whose class, model and options all simulations share; it renders, but is never
+        stepped
+    :param n_sims: number of simulations
+    :param n_threads: number of threads, 0 for one per CPU
+    :raises NotBatchableError: if the environment is none of this package's, or uses contact forces
+    """
+
+    def __init__(self, template: gym.Env, n_sims: int, n_threads: int = 0) -> None:
+        env = template.unwrapped
+        if not isinstance(env, NonStationaryMixin) or type(env).__module__ != slippery.__name__:
+            raise NotBatchableError(
+                f"{type(env).__name__} cannot be stepped in a batch: accepted are the environments of "
+                "sb3_plasticity.envs; use backend='dummy' or 'subproc' for others"
+            )
+        self.template = env
+        self.spec = template.spec  # that of the wrapped environment, which knows the time limit
+        self.n_sims = n_sims
+        self.batch = Batch(env.model, n_sims, n_threads)
+        self.robot = batched_robot(env, self.batch)
+        self._qpos = self.batch.bind("qpos")
+        self._qvel = self.batch.bind("qvel")
+        self._ctrl = self.batch.bind("ctrl")
+        # (simulation, kind of warning): how often since the simulation's reset
+        self._warnings = self.batch.warning[:, :, 1]
+        self._own_fields = env.own_fields  # of the model as compiled: the template has already applied a task
+        self._fields = {name: self.batch.expand(name) for name in env.parameter.fields}
+        self._applied: list[float | None] = [None] * n_sims
+        self.simulations = [Simulation(self, i) for i in range(n_sims)]
+        self.clocks = [simulation.clock for simulation in self.simulations]
+        self.tasks = [clock.due() for clock in self.clocks]
+        self.at_start = np.ones(n_sims, dtype=bool)
+        self._apply(range(n_sims), self.tasks)
+
+    def reset(self, ids: Sequence[int], seeds: Sequence[int | None] | None = None) -> tuple[np.ndarray, list[Columns]]:
+        """
+        Start episodes in the tasks that are due.
+
+        :param ids: which simulations, in rising order
+        :param seeds: for each of them a seed, or None to go on with its generator
+        :return: observations, shape (len(ids), observation size), and infos
+        """
+        for i, seed in zip(ids, seeds or [None] * len(ids), strict=True):
+            if seed is not None:
+                self.simulations[i].np_random = seeding.np_random(seed)[0]
+                self.clocks[i].restart()
+        self._apply(ids, [self.clocks[i].due() for i in ids])
+        self.at_start[ids] = True
+        self.batch.reset(np.asarray(ids, dtype=np.int32), stage=int(mujoco.mjtStage.mjSTAGE_NONE))
+        for i in ids:
+            self._qpos[i], self._qvel[i] = self.robot.initial_state(self.simulations[i].np_random)
+        self.batch.forward(np.asarray(ids, dtype=np.int32))
+        infos = _rows(self.robot.reset_info(ids), len(ids))
+        for i, info in zip(ids, infos, strict=True):
+            info["task_index"], info["task_value"] = self.tasks[i].index, self.tasks[i].value
+        return self.robot.observe(ids), infos
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """
+        Advance every simulation.
+
+        :param actions: controls, shape (number of simulations, number of actuators)
+        :return: observations (n, observation size), rewards (n,), terminated (n,), infos
+        """
+        if actions.shape != self._ctrl.shape:
+            raise ValueError(f"actions of shape {actions.shape}: accepted is {self._ctrl.shape}")
+        if self.template.switch == "immediate":
+            self._apply(range(self.n_sims), [clock.due() for clock in self.clocks])
+        for clock in self.clocks:
+            clock.tick()
+        self.at_start[:] = False
+        before = self.robot.position()
+        self._ctrl[:] = actions
+        self.batch.step(nstep=self.template.frame_skip)
+        rewards, terminated, columns = self.robot.outcome(before, actions)
+        observations = self.robot.observe()
+        infos = _rows(columns, self.n_sims)
+        for info, task in zip(infos, self.tasks, strict=True):
+            info["task_index"], info["task_value"] = task.index, task.value
+        if self._warnings.any() or not (np.isfinite(self._qpos).all() and np.isfinite(self._qvel).all()):
+            self._after_divergence(observations, rewards, terminated, infos)
+        return observations, rewards, terminated, infos
+
+    def start_on_time(self, i: int) -> None:
+        """Move an episode that was reset, but not stepped, to the task that is due now."""
+        if self.at_start[i]:
+            self._apply([i], [self.clocks[i].due()])
+
+    def materialize(self, i: int) -> NonStationaryMixin:
+        """
+        Put a copy of one simulation into the template environment, to render or to inspect it.
+
+        :param i: which simulation
+        :return: the template; changes to it do not reach the simulation
+        """
+        env = self.template
+        self.batch.get_model(i, env.model)
+        self.batch.get_data(i, env.data)
+        mujoco.mj_forward(env.model, env.data)
+        env._task = self.tasks[i]
+        env._applied = np.nan  # equal to no value: the model is no longer as the template's own bookkeeping has it
+        return env
+
+    def _apply(self, ids: Sequence[int], tasks: Sequence[Task]) -> None:
+        parameter = self.template.parameter
+        changed: dict[float, list[int]] = {}
+        for i, task in zip(ids, tasks, strict=True):
+            self.tasks[i] = task
+            if self._applied[i] != task.value:
+                self._applied[i] = task.value
+                changed.setdefault(task.value, []).append(i)
+        for value, same in changed.items():
+            for name, content in parameter.compute(self._own_fields, self.batch.model, value).items():
+                self._fields[name][same] = content
+        if changed and parameter.set_const:
+            self.batch.set_const(np.array(sorted(itertools.chain(*changed.values())), dtype=np.int32))
+
+    def _after_divergence(
+        self, observations: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        """Overwrite what the physics returned for the simulations that failed, as the mixin does."""
+        warned = self._warnings.any(axis=1)
+        finite = np.isfinite(self._qpos).all(axis=1) & np.isfinite(self._qvel).all(axis=1)
+        ids = np.flatnonzero(warned | ~finite).astype(np.int32)
+        errors = [warning_names(self._warnings[i]) if warned[i] else "non-finite state" for i in ids]
+        self.batch.reset(ids)
+        observations[ids] = self.robot.observe(ids)
+        rewards[ids] = 0.0
+        terminated[ids] = True
+        at_rest = _rows(self.robot.reset_info(ids), len(ids))
+        for i, error, rest in zip(ids, errors, at_rest, strict=True):
+            task = {name: infos[i].pop(name) for name in ("task_index", "task_value")}
+            zeros = {name: np.zeros_like(value)[()] for name, value in infos[i].items()}
+            infos[i] = {**zeros, **rest, "simulation_error": error, **task}
+
+
+class Simulation:
+    """
+    One simulation of a batch, as far as it can be addressed like an environment.
+
+    :param owner: the batch
+    :param index: which of its simulations
+    """
+
+    def __init__(self, owner: BatchedSimulations, index: int) -> None:
+        self._owner = owner
+        self._index = index
+        self._np_random: np.random.Generator | None = None
+        env = owner.template
+        self.clock = TaskClock(env.schedule)
+        self.clock.frozen = env.clock.frozen
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        """Generator of the initial states; seeded at random if nobody seeds it."""
+        if self._np_random is None:
+            self._np_random = seeding.np_random(None)[0]
+        return self._np_random
+
+    @np_random.setter
+    def np_random(self, generator: np.random.Generator) -> None:
+        self._np_random = generator
+
+    @property
+    def schedule(self) -> Schedule:
+        """Global step -> task."""
+        return self.clock.schedule
+
+    @property
+    def task(self) -> Task:
+        """The task that the simulation is in."""
+        return self._owner.tasks[self._index]
+
+    @property
+    def unwrapped(self) -> Simulation:
+        """Itself: there are no wrappers around a simulation."""
+        return self
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """
+        Read an attribute, as from a wrapped environment.
+
+        :param name: of the attribute
+        """
+        return getattr(self, name)
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """What ``gym.make`` was asked for."""
+        return self._owner.spec
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        """A copy of the simulation's model."""
+        return self._owner.batch.get_model(self._index)
+
+    @property
+    def data(self) -> mujoco.MjData:
+        """A copy of the simulation's state, with everything that follows from it."""
+        data = self._owner.batch.get_data(self._index)
+        mujoco.mj_forward(self.model, data)
+        return data
+
+    def sync_clock(self, step: int, rate: int = 1) -> None:
+        """As :meth:`NonStationaryMixin.sync_clock`."""
+        self.clock.sync(step, rate)
+        self._owner.start_on_time(self._index)
+
+    def set_task(self, index: int | None) -> None:
+        """As :meth:`NonStationaryMixin.set_task`."""
+        self.clock.freeze(index)
+        self._owner.start_on_time(self._index)
+
+    def render(self) -> Any:
+        """Render a copy of the simulation."""
+        return self._owner.materialize(self._index).render()
+
+    def __getattr__(self, name: str) -> Any:
+        # only reached for names that are not defined above
+        if name.startswith("__") or "_owner" not in self.__dict__:
+            raise AttributeError(name)
+        template = self._owner.template
+        if name in vars(template):
+            return vars(template)[name]  # options, spaces: the same for all, as only the data is anyone's own
+        value = getattr(self._owner.materialize(self._index), name)
+        if callable(value) and getattr(value, "__self__", None) is template:
+            raise AttributeError(
+                f"{name!r} would act on a copy: of the methods, a simulation in a batch has sync_clock, set_task and "
+                "render; use backend='dummy' for others"
+            )
+        return value
+
+
+def _rows(columns: Columns, n: int) -> list[dict[str, Any]]:
+    names = list(columns)
+    if not names:
+        return [{} for _ in range(n)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
