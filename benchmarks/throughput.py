@@ -95,7 +95,8 @@ def env_contenders(args: argparse.Namespace, n_envs: int) -> tuple[dict[str, Con
     ours = batch_env._sims.batch
     space = batch_env.action_space
     assert isinstance(space, Box)
-    shape = (64, n_envs, *space.shape)
+    # one call should last well under one turn, whatever the number of environments
+    shape = (min(64, max(8, 4096 // n_envs)), n_envs, *space.shape)
     actions = np.random.default_rng(0).uniform(space.low, space.high, shape).astype(np.float32)
 
     raw = Batch(ours.model, n_envs, args.threads)
