@@ -35,6 +35,7 @@ from sb3_plasticity.zoo.overview import OverviewCallback
 from sb3_plasticity.zoo.runs import Run, read_yaml
 from sb3_plasticity.zoo.vec_envs import VEC_ENVS, batch_vec_env, batchable
 
+OURS = "sb3_plasticity."
 TASK_SYNC = "sb3_plasticity.TaskSyncCallback"
 # What a mistake in the command line, the YAML or a checkpoint raises while an experiment is set up.
 SETUP_ERRORS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, OSError, ImportError, gym.error.Error)
@@ -162,6 +163,8 @@ class PlasticityExperimentManager(ExperimentManager):
 
         callbacks = hyperparams.get("callback") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if self.optimize_hyperparameters:  # trials need their score, not our measurements
+            callbacks = [c for c in callbacks if not str(next(iter(c)) if isinstance(c, dict) else c).startswith(OURS)]
         # First, so that the others of the same step see the right task.
         hyperparams["callback"] = [TASK_SYNC, *callbacks]
         return super()._preprocess_hyperparams(hyperparams)
