@@ -306,18 +306,20 @@ class PlasticityExperimentManager(ExperimentManager):
     def _create_evaluations(self, eval_freq: int) -> list[Evaluation]:
         folder = Path(self.save_path)
         best = checkpoints.SaveBestModel(folder / "best_model.zip")
-        make = functools.partial(
-            Evaluation, eval_freq=eval_freq, deterministic=self.deterministic_eval, verbose=self.verbose
-        )
+        make = functools.partial(Evaluation, eval_freq=eval_freq, deterministic=self.deterministic_eval)
         n_episodes = self.n_eval_episodes
         fixed = self._create_fixed_envs()
         current = self.create_envs(self.n_eval_envs, eval_env=True)
         if fixed is None:
             record = folder / "evaluations.npz"
-            return [make(current, "eval", record, callback_on_new_best=best, n_eval_episodes=n_episodes)]
+            return [
+                make(
+                    current, "eval", record, callback_on_new_best=best, n_eval_episodes=n_episodes, verbose=self.verbose
+                )
+            ]
         labels = [f"{self._parameter}_{value:.3g}" for value in self._fixed_values]
         return [
-            make(current, "eval", folder / "evaluations_current_task.npz", n_eval_episodes=n_episodes),
+            make(current, "eval", folder / "evaluations_current_task.npz", n_eval_episodes=n_episodes, verbose=0),
             make(
                 fixed,
                 "eval_fixed",
@@ -325,6 +327,7 @@ class PlasticityExperimentManager(ExperimentManager):
                 labels=labels,
                 callback_on_new_best=best,
                 n_eval_episodes=self.n_eval_episodes,
+                verbose=self.verbose,
             ),
         ]
 

@@ -19,7 +19,7 @@ import rl_zoo3.exp_manager
 import rl_zoo3.utils
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_plasticity.zoo.checkpoints import read_checkpoint, statistics_path
+from sb3_plasticity.zoo.checkpoints import CHECKPOINT, read_checkpoint, statistics_path
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.manager import SETUP_ERRORS, PlasticityExperimentManager
 from sb3_plasticity.zoo.parser import ScriptParser
@@ -84,7 +84,15 @@ def get_model_path(*arguments: Any, **keywords: Any) -> tuple[str, str, str]:
     :param keywords: of rl_zoo3's ``get_model_path``
     :return: name, path of the model, path of its run
     """
-    result = _get_model_path(*arguments, **keywords)
+    try:
+        result = _get_model_path(*arguments, **keywords)
+    except ValueError as error:
+        saved = Path(str(error).rpartition("path: ")[2]).parent.glob("rl_model_*_steps.zip")
+        steps = sorted(int(match[2]) for path in saved if (match := CHECKPOINT.fullmatch(path.stem)))
+        there = (
+            f"; there are checkpoints, for --load-checkpoint, of steps {', '.join(map(str, steps))}" if steps else ""
+        )
+        raise UsageError(f"{error}{there}") from error
     path = Path(result[1])
     read_checkpoint(path)
     _shown[:] = [path]
