@@ -13,6 +13,7 @@ import sb3_plasticity.envs  # noqa: F401  (registers the environments)
 
 if TYPE_CHECKING:
     from sb3_plasticity.callbacks.curvature import CurvatureCallback
+    from sb3_plasticity.callbacks.plasticity import PlasticityCallback
     from sb3_plasticity.common.rank import effective_rank, epsilon_rank
     from sb3_plasticity.common.task_sync import TaskSyncCallback
     from sb3_plasticity.curvature.ggn import ggn_spectrum
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from sb3_plasticity.curvature.records import load_spectra
     from sb3_plasticity.curvature.spectrum import Spectrum
     from sb3_plasticity.ppo_l2er.ppo_l2er import PPO_L2ER
-    from sb3_plasticity.vec_env import make_nonstationary_vec_env
+    from sb3_plasticity.vec_env import MujocoBatchVecEnv, make_nonstationary_vec_env
 
 try:
     __version__ = version("sb3-plasticity")
@@ -31,7 +32,9 @@ except PackageNotFoundError:  # a source tree on sys.path that was never install
 _HOME = {
     "PPO_L2ER": "ppo_l2er.ppo_l2er",
     "CurvatureCallback": "callbacks.curvature",
+    "PlasticityCallback": "callbacks.plasticity",
     "TaskSyncCallback": "common.task_sync",
+    "MujocoBatchVecEnv": "vec_env",
     "make_nonstationary_vec_env": "vec_env",
     "effective_rank": "common.rank",
     "epsilon_rank": "common.rank",
@@ -44,7 +47,9 @@ _HOME = {
 
 __all__ = [
     "CurvatureCallback",
+    "MujocoBatchVecEnv",
     "PPO_L2ER",
+    "PlasticityCallback",
     "Spectrum",
     "TaskSyncCallback",
     "effective_rank",

@@ -17,7 +17,11 @@ ALLOWED = {
     "sb3_plasticity/vec_env.py": {"envs"},
     "envs": set(),
 }
-PLAIN_TORCH = ["common/rank.py", *(f"curvature/{name}.py" for name in ("spectrum", "hessian", "ggn", "kfac"))]
+PLAIN_TORCH = [
+    "common/rank.py",
+    "common/plasticity.py",
+    *(f"curvature/{name}.py" for name in ("spectrum", "hessian", "ggn", "kfac")),
+]
 
 
 def imported_modules(path):

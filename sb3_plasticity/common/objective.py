@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple, get_args
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.nn import functional as F
 
 from sb3_plasticity.common.actor_critic import evaluate_actions
@@ -100,7 +99,7 @@ def ppo_loss(
     return PPOTerms(loss, policy_loss, value_loss, entropy_loss, approx_kl, clip_fraction)
 
 
-def ppo_terms(policy: ActorCriticPolicy, minibatch: RolloutBufferSamples, coefficients: PPOCoefficients) -> PPOTerms:
+def ppo_terms(policy: ActorCriticPolicy, minibatch: Samples, coefficients: PPOCoefficients) -> PPOTerms:
     """
     PPO's loss of an actor-critic on a minibatch.
 

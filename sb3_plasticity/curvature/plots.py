@@ -57,7 +57,7 @@ def decorate_symlog(axes: Axes, linear: float) -> None:
     low, high = axes.get_xlim()
     exponent = round(np.log10(linear))
     furthest = max(1, int(np.ceil(max(abs(low), abs(high)))))
-    stride = max(1, furthest // 4)
+    stride = max(1, -(-furthest // 3))
     decades = [exponent + k for k in range(stride, furthest + 1, stride)]
     ticks = [(-(10.0**d), f"$-10^{{{d}}}$") for d in reversed(decades)] + [(0.0, "0")]
     ticks += [(10.0**d, f"$10^{{{d}}}$") for d in decades]

@@ -17,7 +17,8 @@ def load_spectra(directory: str | os.PathLike[str], epsilon: Iterable[float] = (
     Read every spectrum saved under a directory: a row per measurement, by step.
 
     Columns: ``step``, ``task_index``, ``network``, ``kind`` and whatever else the files' ``info`` holds, ``dim``, the
-    measures of :meth:`Spectrum.measures` each followed by its standard error (``<measure>_se``), then ``spectrum`` (the
+    measures of :meth:`Spectrum.measures` each followed by its standard error (``<measure>_se``), the bounds of
+    :meth:`Spectrum.epsilon_rank_bounds` (``<measure>_low``, ``<measure>_high``), then ``spectrum`` (the
     :class:`Spectrum` itself) and ``path``. Other npz files are passed over.
 
     :param directory: searched with its subfolders
@@ -52,4 +53,7 @@ def _row(path: Path, epsilon: tuple[float, ...]) -> dict[str, object]:
     row: dict[str, object] = {**spectrum.info, "dim": spectrum.dim}
     for name, value in spectrum.measures(epsilon).items():
         row |= {name: float(value), f"{name}_se": value.standard_error}
+    for eps in epsilon:
+        low, high = spectrum.epsilon_rank_bounds(eps)
+        row |= {f"epsilon_rank_{eps:g}_low": low, f"epsilon_rank_{eps:g}_high": high}
     return row | {"spectrum": spectrum, "path": str(path)}

@@ -128,6 +128,29 @@ class Spectrum:
         )
         return self._measure(ranks.numpy())
 
+    def epsilon_rank_bounds(self, eps: float, normalized: bool = True) -> tuple[float, float]:
+        """
+        Between which numbers the epsilon-rank lies that the quadrature's nodes can tell.
+
+        Where no node is near ``eps``, a node stands for eigenvalues on both sides of it. By the inequalities of
+        Chebyshev, Markov and Stieltjes (Szego 1939, section 3.41) the mass up to a point differs from the sum of the
+        weights up to there by no more than the weight of the next node on either side. Wide bounds mean: more steps,
+        or a larger ``eps``. They bound what each draw measures, not the difference between draws, which is the
+        standard error's.
+
+        :param eps: threshold, > 0
+        :param normalized: fractions (default) instead of numbers
+        :return: lower and upper bound, means over draws; both the epsilon-rank itself for an exact spectrum
+        :raises ValueError: for ``eps`` <= 0
+        """
+        rank = low = high = float(self.epsilon_rank(eps))
+        if not self.exact:
+            draws = zip(self.nodes, self.weights, strict=True)
+            outside, inside = np.mean([_weights_beside(nodes, weights, eps) for nodes, weights in draws], axis=0)
+            low, high = max(0.0, rank - outside), min(1.0, rank + inside)
+        scale = 1.0 if normalized else float(self.dim)
+        return low * scale, high * scale
+
     def effective_rank(self) -> Measure:
         """
         Exponentiated Shannon entropy of the ``dim`` absolute eigenvalues, each divided by their sum.
@@ -252,6 +275,16 @@ class Spectrum:
             return Measure(per_draw.mean(), 0.0)
         error = per_draw.std(ddof=1) / math.sqrt(self.draws) if self.draws > 1 else math.nan
         return Measure(per_draw.mean(), error)
+
+
+def _weights_beside(nodes: np.ndarray, weights: np.ndarray, eps: float) -> tuple[float, float]:
+    """Weights of the nodes just outside, and just inside, of -eps and of eps."""
+    order = np.argsort(nodes)
+    nodes, weights = nodes[order], weights[order]
+    first, stop = np.searchsorted(nodes, -eps, "left"), np.searchsorted(nodes, eps, "right")
+    outside = [index for index in (first - 1, stop) if 0 <= index < len(nodes)]
+    inside = {first, stop - 1} if first < stop else set()
+    return float(weights[outside].sum()), float(weights[list(inside)].sum())
 
 
 def _to_json(value: Any) -> Any:

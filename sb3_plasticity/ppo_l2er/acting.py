@@ -9,6 +9,7 @@ operations; done alone, in the same order and on the same random numbers, they g
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch as th
 from gymnasium import spaces
@@ -97,8 +98,8 @@ def _layers(hidden: nn.Sequential, head: nn.Module) -> list[Callable[[th.Tensor]
     functions: list[Callable[[th.Tensor], th.Tensor]] = []
     for module in (*hidden, head):
         if type(module) is nn.Linear:
-            weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-            functions.append(lambda x, weight=weight, bias=bias: F.linear(x, weight, bias))
+            bias = None if module.bias is None else module.bias.detach()
+            functions.append(partial(F.linear, weight=module.weight.detach(), bias=bias))
         elif type(module) in _ACTIVATIONS:
             functions.append(_ACTIVATIONS[type(module)])
         else:

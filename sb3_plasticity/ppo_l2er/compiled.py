@@ -14,13 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import nn
+from torch._inductor import compile as inductor_compile
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from sb3_plasticity.common.functional import functional_call
 from sb3_plasticity.common.objective import PPOCoefficients
+from sb3_plasticity.common.rollout import Samples
 from sb3_plasticity.ppo_l2er.update import EffectiveRankReward, l2er_terms
 
 # What a program reports of a minibatch, in this order.
@@ -36,6 +39,13 @@ STATISTICS = (
     "finite",
     "applied",
 )
+
+
+Program = Callable[..., tuple[th.Tensor]]
+
+
+class CompilationError(RuntimeError):
+    """An update cannot be compiled; the message says why."""
 
 
 class Hyperparameters(NamedTuple):
@@ -87,6 +97,10 @@ def why_not(policy: ActorCriticPolicy) -> str | None:
         return f"its optimizer has {options[0]}=True"
     if policy.device.type != "cpu":
         return f"it is on {policy.device}: compiled updates were only tested on CPUs"
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "there is no C++ compiler (g++ or clang++) on this machine"
     for module in policy.modules():
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
             return f"it has a {type(module).__name__} layer, which acts differently in training"
@@ -105,7 +119,7 @@ class CompiledUpdate:
         self.reward = reward
         self.policy = reward.policy
         self.l2_names = tuple(l2_names)
-        self._programs: dict[Any, Callable[..., th.Tensor]] = {}
+        self._programs: dict[Any, Program] = {}
 
     def begin(self, hyperparameters: Hyperparameters) -> None:
         """
@@ -137,10 +151,10 @@ class CompiledUpdate:
 
     def epoch(
         self,
-        rollout: RolloutBufferSamples,
+        rollout: Samples,
         order: np.ndarray,
         batch_size: int,
-        variants: Iterator[tuple[Variant, RolloutBufferSamples | None]],
+        variants: Iterator[tuple[Variant, Samples | None]],
     ) -> np.ndarray:
         """
         Update on a pass over the rollout.
@@ -152,21 +166,20 @@ class CompiledUpdate:
         :param batch_size: of the minibatches; the last one may be smaller
         :param variants: for each minibatch, its variant and the transitions whose features are ranked, if not its own
         :return: (n_minibatches, len(STATISTICS))
+        :raises CompilationError: if a program cannot be compiled; nothing was updated then
         """
         index = th.as_tensor(order)
-        shuffled = pytree.tree_map(lambda tensor: tensor[index], rollout)
-        leaves, structure = pytree.tree_flatten(shuffled)
-        statistics = []
+        leaves, structure = pytree.tree_flatten(pytree.tree_map(lambda tensor: tensor[index], rollout))
+        jobs = []
+        for parts in zip(*(leaf.split(batch_size) for leaf in leaves), strict=True):
+            variant, er_batch = next(variants)
+            inputs = list(parts) if er_batch is None else [*parts, *pytree.tree_leaves(er_batch)]
+            key = (variant, self._adam_options(), tuple((leaf.shape, leaf.dtype) for leaf in inputs))
+            if key not in self._programs:
+                self._programs[key] = self._compile(variant, structure, er_batch is not None, inputs)
+            jobs.append((self._programs[key], inputs))
         with th.no_grad():
-            for parts in zip(*(leaf.split(batch_size) for leaf in leaves), strict=True):
-                variant, er_batch = next(variants)
-                inputs = list(parts) if er_batch is None else [*parts, *pytree.tree_leaves(er_batch)]
-                key = (variant, self._adam_options(), tuple((leaf.shape, leaf.dtype) for leaf in inputs))
-                program = self._programs.get(key)
-                if program is None:
-                    program = self._compile(variant, structure, er_batch is not None, inputs)
-                    self._programs[key] = program
-                statistics.append(program(*self._state, self._hyperparameters, *inputs))
+            statistics = [program(*self._state, self._hyperparameters, *inputs)[0] for program, inputs in jobs]
         return th.stack(statistics).numpy()
 
     def end(self) -> None:
@@ -176,22 +189,30 @@ class CompiledUpdate:
 
     def _compile(
         self, variant: Variant, structure: pytree.TreeSpec, has_er_batch: bool, inputs: list[th.Tensor]
-    ) -> Callable[..., th.Tensor]:
+    ) -> Program:
         """Trace the update on copies of its inputs and compile the trace."""
         count = len(self._parameters)
 
-        def update(*flat: th.Tensor) -> th.Tensor:
+        def update(*flat: th.Tensor) -> tuple[th.Tensor]:
             parameters, first, second = flat[:count], flat[count : 2 * count], flat[2 * count : 3 * count]
             step, alive, hyperparameters, *leaves = flat[3 * count :]
             size = structure.num_leaves
             minibatch = pytree.tree_unflatten(leaves[:size], structure)
             er_batch = pytree.tree_unflatten(leaves[size:], structure) if has_er_batch else None
-            return self._update(variant, parameters, first, second, step, alive, hyperparameters, minibatch, er_batch)
+            statistics = self._update(
+                variant, parameters, first, second, step, alive, hyperparameters, minibatch, er_batch
+            )
+            return (statistics,)
 
-        everything = [*self._state, self._hyperparameters, *inputs]
-        with tracing(self.policy):
-            trace = make_fx(update)(*(tensor.clone() for tensor in everything))
-        return th.compile(trace, fullgraph=True, dynamic=False)
+        everything = [tensor.clone() for tensor in (*self._state, self._hyperparameters, *inputs)]
+        # Straight to the compiler: torch.compile's guards on some forty inputs would cost as much as the update itself,
+        # and the key of the program cache already holds all that they would check.
+        try:
+            with tracing(self.policy), th.no_grad():
+                return inductor_compile(make_fx(update)(*everything), everything)
+        except Exception as error:  # an exotic policy, or a compiler that does not work: it runs uncompiled
+            first_line = (str(error).splitlines() or [""])[0]
+            raise CompilationError(f"{type(error).__name__}: {first_line}") from error
 
     def _update(
         self,
@@ -202,12 +223,12 @@ class CompiledUpdate:
         step: th.Tensor,
         alive: th.Tensor,
         hyperparameters: th.Tensor,
-        minibatch: RolloutBufferSamples,
-        er_batch: RolloutBufferSamples | None,
+        minibatch: Samples,
+        er_batch: Samples | None,
     ) -> th.Tensor:
         """One update, in place; traced once for each program."""
-        at = Hyperparameters(*hyperparameters.unbind())
-        single = Hyperparameters(*(value.float() for value in at))
+        at: Any = Hyperparameters._make(hyperparameters.unbind())
+        single: Any = Hyperparameters._make(hyperparameters.float().unbind())
         coefficients = PPOCoefficients(
             clip_range=single.clip_range,
             clip_range_vf=single.clip_range_vf if variant.clip_range_vf else None,
@@ -246,8 +267,7 @@ class CompiledUpdate:
             return terms.loss, tuple(term.detach() for term in reported)
 
         gradients, (_, reported) = th.func.grad_and_value(loss, has_aux=True)(list(parameters))
-        # 0 * g is NaN for an infinite or NaN g, and 0 for all others.
-        finite = th.stack([(gradient * 0).sum() for gradient in gradients]).sum() == 0
+        finite = th.stack([th.isfinite(gradient).all() for gradient in gradients]).all()
         norm = th.stack([th.linalg.vector_norm(gradient) for gradient in gradients]).square().sum().sqrt()
         approx_kl = reported[STATISTICS.index("approx_kl")]
         alive.mul_((finite & (approx_kl <= single.kl_limit)).to(alive.dtype))
@@ -267,8 +287,8 @@ class CompiledUpdate:
         second_moments: Sequence[th.Tensor],
         step: th.Tensor,
         apply: th.Tensor,
-        at: Hyperparameters,
-        single: Hyperparameters,
+        at: Any,
+        single: Any,
         norm: th.Tensor,
     ) -> None:
         """Adam (Kingma and Ba 2015), or AdamW, as torch computes it, where ``apply``."""
@@ -323,7 +343,7 @@ def tracing(policy: ActorCriticPolicy) -> Iterator[None]:
     :param policy: the actor-critic
     """
     distribution = th.distributions.Distribution
-    validate, state = distribution._validate_args, dict(vars(policy.action_dist))  # type: ignore[attr-defined]
+    validate, state = distribution._validate_args, dict(vars(policy.action_dist))
     distribution.set_default_validate_args(False)
     try:
         yield

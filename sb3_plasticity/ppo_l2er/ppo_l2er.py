@@ -22,7 +22,14 @@ from sb3_plasticity.common.rank import RankOf
 from sb3_plasticity.common.rollout import Samples, rollout_samples, rollout_size
 from sb3_plasticity.common.task_sync import TaskSyncCallback, _tree
 from sb3_plasticity.ppo_l2er.acting import lean_acting
-from sb3_plasticity.ppo_l2er.compiled import STATISTICS, CompiledUpdate, Hyperparameters, Variant, why_not
+from sb3_plasticity.ppo_l2er.compiled import (
+    STATISTICS,
+    CompilationError,
+    CompiledUpdate,
+    Hyperparameters,
+    Variant,
+    why_not,
+)
 from sb3_plasticity.ppo_l2er.presets import one_argument_form
 from sb3_plasticity.ppo_l2er.update import EffectiveRankReward, gradient_step, l2er_terms, rank_ascent_step
 
@@ -210,6 +217,7 @@ class PPO_L2ER(PPO):
 
         layers = find_hidden_layers(self.policy)
         self._compiled: CompiledUpdate | None = None
+        self._uncompilable: str | None = None
         self._rank_reward = EffectiveRankReward(self.policy, layers, self.rank_of, self.er_aggregate)
         constant_zero = self.er_coef(1.0) == self.er_coef(0.5) == self.er_coef(0.0) == 0
         if not constant_zero and not layers.names:
@@ -267,14 +275,13 @@ class PPO_L2ER(PPO):
             normalize_advantage=self.normalize_advantage,
         )
         history: dict[str, list[Any]] = defaultdict(list)
-        train_epoch = self._train_epoch
-        if self.compile and self._prepare_compiled(coefficients, er_coef, l2_coef):
-            train_epoch = self._train_epoch_compiled
+        compiled = self.compile and self._prepare_compiled(coefficients, er_coef, l2_coef)
         try:
             for epoch in range(self.n_epochs):
                 if self.er_mode == "step" and er_coef > 0:
                     history["er_loss"].append(self._rank_ascent(er_coef))
                 history["approx_kl"].clear()  # SB3 logs the last epoch's
+                train_epoch = self._train_epoch_compiled if compiled else self._train_epoch
                 continue_training = train_epoch(epoch, coefficients, er_coef, l2_coef, history)
                 self._n_updates += 1
                 if not continue_training:
@@ -323,14 +330,15 @@ class PPO_L2ER(PPO):
 
     def _prepare_compiled(self, coefficients: PPOCoefficients, er_coef: float, l2_coef: float) -> bool:
         """Make the compiled update ready for this rollout; False, after a warning, where it cannot be had."""
+        if self._uncompilable is None and self._compiled is None:
+            self._uncompilable = why_not(self.policy)
+            if self._uncompilable is None:
+                names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
+                self._compiled = CompiledUpdate(self._rank_reward, [names[id(p)] for p in self._l2_parameters])
+            else:
+                self._warn_uncompiled()
         if self._compiled is None:
-            reason = why_not(self.policy)
-            if reason is not None:
-                warnings.warn(f"compile=True: {type(self.policy).__name__}'s update runs uncompiled because {reason}")
-                self.compile = False
-                return False
-            names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
-            self._compiled = CompiledUpdate(self._rank_reward, [names[id(p)] for p in self._l2_parameters])
+            return False
         self._compiled.begin(
             Hyperparameters(
                 learning_rate=self.policy.optimizer.param_groups[0]["lr"],
@@ -346,6 +354,10 @@ class PPO_L2ER(PPO):
         )
         return True
 
+    def _warn_uncompiled(self) -> None:
+        name = type(self.policy).__name__
+        warnings.warn(f"compile=True: the update of this {name} runs uncompiled, because {self._uncompilable}")
+
     def _train_epoch_compiled(
         self,
         epoch: int,
@@ -355,7 +367,6 @@ class PPO_L2ER(PPO):
         history: dict[str, list[Any]],
     ) -> bool:
         """As :meth:`_train_epoch`, on the same minibatches in the same order."""
-        assert self._compiled is not None
         first = self._n_minibatches
 
         def variants() -> Iterator[tuple[Variant, Samples | None]]:
@@ -369,10 +380,17 @@ class PPO_L2ER(PPO):
                 )
                 yield variant, self._draw_er_batch() if has_rank else None
 
+        if self._compiled is None:  # an earlier epoch of this rollout found out
+            return self._train_epoch(epoch, coefficients, er_coef, l2_coef, history)
         order = np.random.permutation(rollout_size(self.rollout_buffer))  # noqa: NPY002  (as RolloutBuffer.get)
         if epoch == 0:
             self._rollout = rollout_samples(self.rollout_buffer)
-        rows = self._compiled.epoch(self._rollout, order, self.batch_size, variants())
+        try:
+            rows = self._compiled.epoch(self._rollout, order, self.batch_size, variants())
+        except CompilationError as error:
+            self._uncompilable, self._compiled, self._n_minibatches = str(error), None, first
+            self._warn_uncompiled()
+            return self._train_epoch(epoch, coefficients, er_coef, l2_coef, history)
         self._compiled.end()
         columns = dict(zip(STATISTICS, rows.T, strict=True))
         used = len(rows) if columns["applied"].all() else int(columns["applied"].argmin()) + 1
@@ -487,7 +505,7 @@ class PPO_L2ER(PPO):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rank_reward", "_compiled", "_rollout"]
+        return [*super()._excluded_save_params(), "_rank_reward", "_compiled", "_uncompilable", "_rollout"]
 
 
 def _check_coefficient(name: str, value: Any) -> None:

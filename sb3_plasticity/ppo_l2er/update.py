@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_plasticity.common.actor_critic import HiddenLayers, evaluate_actions, record_features
@@ -95,7 +95,7 @@ class EffectiveRankReward:
 
 def l2er_terms(
     reward: EffectiveRankReward,
-    minibatch: RolloutBufferSamples,
+    minibatch: Samples,
     coefficients: PPOCoefficients,
     *,
     er_coef: float | None,

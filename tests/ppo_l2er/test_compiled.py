@@ -1,0 +1,168 @@
+"""The compiled update is the eager update, to rounding; the policy and its optimizer stay the truth."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+
+import sb3_plasticity.ppo_l2er.compiled as module
+from sb3_plasticity import PPO_L2ER
+
+SMALL = dict(n_steps=64, batch_size=24, n_epochs=2, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
+
+
+def make(compile, env="Pendulum-v1", **arguments):
+    return PPO_L2ER("MlpPolicy", env, **(SMALL | dict(compile=compile) | arguments))
+
+
+def collect(model):
+    """Fill the rollout buffer without an update."""
+    model.train = lambda: None
+    model.learn(model.n_steps, reset_num_timesteps=False)
+    del model.train
+    return model
+
+
+def assert_close(expected, actual, **tolerance):
+    left, right = expected.get_parameters(), actual.get_parameters()
+    for name, value in left["policy"].items():
+        th.testing.assert_close(right["policy"][name], value, **tolerance)
+    states = left["policy.optimizer"]["state"], right["policy.optimizer"]["state"]
+    assert states[0].keys() == states[1].keys()
+    for index, state in states[0].items():
+        assert float(state["step"]) == float(states[1][index]["step"])
+        for name in ("exp_avg", "exp_avg_sq"):
+            th.testing.assert_close(states[1][index][name], state[name], rtol=1e-3, atol=1e-5)
+
+
+def train_both(pair):
+    for model in pair:
+        np.random.seed(1)  # noqa: NPY002
+        th.manual_seed(1)
+        model.train()
+
+
+CASES = {
+    "l2er": dict(er_coef=1e-2, l2_coef=1e-3, er_interval=2, ent_coef=0.01, batch_size=32),
+    "clipped-values-adamw": dict(
+        er_coef=0.0,
+        l2_coef=0.0,
+        batch_size=24,  # 64 = 24 + 24 + 16: a smaller last minibatch
+        clip_range_vf=0.2,
+        normalize_advantage=False,
+        policy_kwargs=dict(net_arch=[8], optimizer_class=th.optim.AdamW, optimizer_kwargs=dict(weight_decay=0.1)),
+    ),
+    "rows-of-the-rollout-categorical": dict(
+        env="CartPole-v1", er_coef=1e-2, l2_coef=0.0, er_interval=1, er_batch_size=40, batch_size=64, rank_of="features"
+    ),
+    "gsde-step": dict(er_coef=1e-3, l2_coef=1e-4, er_mode="step", batch_size=64, use_sde=True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_update_equals_the_eager_one(name):
+    pair = eager, compiled = collect(make(False, **CASES[name])), collect(make(True, **CASES[name]))
+    train_both(pair)
+    assert compiled._uncompilable is None and len(compiled._compiled._programs) >= 1
+    assert_close(eager, compiled, rtol=1e-5, atol=2e-7)
+    assert eager._n_minibatches == compiled._n_minibatches
+    expected, actual = eager.logger.name_to_value, compiled.logger.name_to_value
+    assert expected.keys() == actual.keys()
+    for key, value in expected.items():
+        assert actual[key] == pytest.approx(value, rel=1e-3, abs=1e-6), key
+    programs = len(compiled._compiled._programs)
+    for model in pair:
+        np.random.seed(2)  # noqa: NPY002
+        th.manual_seed(2)
+        collect(model)
+    train_both(pair)
+    assert len(compiled._compiled._programs) == programs, "recompiled at the second rollout"
+    assert_close(eager, compiled, rtol=1e-3, atol=1e-5)
+
+
+def test_schedules_early_stopping_switching_and_saving(tmp_path):
+    arguments = dict(
+        learning_rate=lambda progress: 3e-2 * progress, target_kl=0.01, er_coef=0.0, l2_coef=1e-3, n_epochs=4
+    )
+    pair = eager, compiled = tuple(collect(make(flag, batch_size=32, **arguments)) for flag in (False, True))
+    for model in pair:
+        model._current_progress_remaining = 0.9
+    train_both(pair)
+    assert_close(eager, compiled, rtol=1e-4, atol=1e-6)
+    assert compiled._n_minibatches == eager._n_minibatches < 8, "target_kl did not end the update"
+    assert eager.logger.name_to_value["train/n_updates"] == compiled.logger.name_to_value["train/n_updates"]
+
+    eager.compile, compiled.compile = True, False  # switching sides
+    train_both(pair)
+    assert_close(eager, compiled, rtol=1e-3, atol=1e-4)
+
+    eager.save(tmp_path / "compiled")
+    loaded = PPO_L2ER.load(tmp_path / "compiled", env=gym.make("Pendulum-v1"))
+    assert loaded.compile is True
+    assert_close(eager, loaded, rtol=0, atol=0)
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded._compiled is not None
+
+
+def test_nan_is_reported_and_never_written_over_good_weights():
+    model = collect(make(True, er_coef=0.0, l2_coef=1e-3, batch_size=32, n_epochs=4))
+    model.train()
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    collect(model)
+    model.rollout_buffer.returns[:] = np.nan
+    with pytest.raises(FloatingPointError, match="PPO_L2ER stopped at 128 timesteps, update 4: value_loss is nan"):
+        model.train()
+    assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+
+
+class BatchNormExtractor(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, observations):
+        return self.norm(super().forward(observations))
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs, reason",
+    [
+        (dict(optimizer_class=th.optim.SGD), "its optimizer is SGD, not Adam or AdamW"),
+        (dict(optimizer_kwargs=dict(amsgrad=True)), "its optimizer has amsgrad=True"),
+        (dict(features_extractor_class=BatchNormExtractor), "it has a BatchNorm1d layer"),
+    ],
+)
+def test_falls_back_with_one_warning(policy_kwargs, reason):
+    model = make(True, batch_size=64, policy_kwargs=dict(net_arch=[8]) | policy_kwargs)
+    with pytest.warns(UserWarning, match=f"compile=True.*runs uncompiled, because {reason}") as caught:
+        model.learn(192)
+    assert sum("uncompiled" in str(warning.message) for warning in caught) == 1
+    assert model.compile is True
+
+
+def test_no_compiler(monkeypatch):
+    def nothing():
+        raise module.InvalidCxxCompiler
+
+    monkeypatch.setattr(module, "get_cpp_compiler", nothing)
+    model = make(True, batch_size=64)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
+        model.learn(64)
+
+
+def test_a_failing_compilation_falls_back_before_anything_is_updated(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the compiler is broken\nand says so at length")
+
+    monkeypatch.setattr(module, "inductor_compile", broken)
+    model, eager = (collect(make(flag, batch_size=64)) for flag in (True, False))
+    np.random.seed(1)  # noqa: NPY002
+    with pytest.warns(UserWarning, match="because RuntimeError: the compiler is broken$"):
+        model.train()
+    np.random.seed(1)  # noqa: NPY002
+    np.random.permutation(64)  # noqa: NPY002  (drawn for the compiled epoch that did not happen)
+    eager.train()
+    assert_close(eager, model, rtol=0, atol=0)
+    assert all(isinstance(value, float | int | np.floating) for value in model.logger.name_to_value.values())
