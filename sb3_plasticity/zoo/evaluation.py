@@ -15,12 +15,11 @@ from sb3_plasticity.envs.schedules import Sinusoid
 N_TASKS = 5
 
 
-def fixed_tasks(schedule: Schedule, parameter: str, tasks: list[int] | None = None) -> list[float]:
+def fixed_tasks(schedule: Schedule, tasks: list[int] | None = None) -> list[float]:
     """
     Choose the tasks that models are compared on, whatever task training is in.
 
     :param schedule: of the training environment
-    :param parameter: what it changes, for messages
     :param tasks: indices of its tasks; None for the first five, or five points evenly spread over a sinusoid's range
     :return: a value for each task, without repetitions
     """

@@ -249,7 +249,7 @@ class PlasticityExperimentManager(ExperimentManager):
             self._parameter = probe.get_attr("parameter")[0].name
             probe.close()
             chosen = [frozen.value] if frozen is not None and self.eval_tasks is None else None
-            self._fixed_values = chosen or fixed_tasks(schedule, self._parameter, self.eval_tasks)
+            self._fixed_values = chosen or fixed_tasks(schedule, self.eval_tasks)
             self.n_eval_episodes = episodes_for(len(self._fixed_values), self.n_eval_episodes)
         kwargs = self.eval_env_kwargs
         table = {"kind": "cyclic", "values": self._fixed_values, "period": 1}
