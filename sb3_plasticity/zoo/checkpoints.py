@@ -96,9 +96,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except zipfile.BadZipFile as error:
         raise UsageError(f"{path}: not a whole zip file ({error}); an older checkpoint may be whole") from error
     except (OSError, KeyError, ValueError, AssertionError, EOFError) as error:
-        raise UsageError(f"{path}: no model saved by stable-baselines3: {error}") from error
-    if not data or "policy_class" not in data:
-        raise UsageError(f"{path}: no model saved by stable-baselines3")
+        raise UsageError(f"{path}: not a whole model of stable-baselines3: {error}") from error
+    if not data or "policy_class" not in data:  # the first half of a model ends in a whole zip file of its weights
+        raise UsageError(f"{path}: not a whole model of stable-baselines3; an older checkpoint may be whole")
     return data
 
 

@@ -134,6 +134,8 @@ class ScriptParser(argparse.ArgumentParser):
                 near = sorted(str(other) for other in path.parent.glob("*.zip")) if path.parent.is_dir() else []
                 raise UsageError(f"--trained-agent {path}: there is no such zip file{nearest(path, near)}")
         check_env(values)
+        if values.log_interval == 0:
+            raise UsageError("--log-interval 0: accepted is a number of rollouts, or -1 for the algorithm's own")
         if values.algo == "ppo_l2er" and values.save_replay_buffer:
             raise UsageError("--save-replay-buffer: ppo_l2er has no replay buffer")
         return values

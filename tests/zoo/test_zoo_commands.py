@@ -1,0 +1,143 @@
+"""The commands as a user types them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from sb3_plasticity import doctor
+from sb3_plasticity.cli import main
+from sb3_plasticity.envs.rendering import headless_backend
+
+AGENT = ["--algo", "ppo_l2er", "--env", "SlipperyAnt-v0"]
+
+
+@pytest.fixture(autouse=True)
+def _no_display(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+
+def test_the_readmes_commands(command):
+    assert "Saved to" in command("train", "--algo", "ppo_l2er", *TINY[:-1], "-n", "64", "--eval-freq", "64")
+    output = command("enjoy", *AGENT, "--task", "2", "-n", "10")
+    assert "No display: nothing is drawn" in output
+    assert "Task 2: friction 1" in output
+    command("plots", "plot_train", "-a", "ppo_l2er", "-e", "SlipperyAnt-v0", "-f", "logs", "-w", "1")
+    assert Path("plot_train.png").is_file()
+    command("plots", "all_plots", "-a", "ppo_l2er", "-e", "SlipperyAnt-v0", "-f", "logs", "--no-display", "-o", "all")
+    assert Path("all.pkl").is_file()
+    output = command(
+        "benchmark", "--no-hub", "--test-mode", "-n", "1100", "--benchmark-dir", "bench", "--num-threads", "1"
+    )
+    assert "Mean reward" in output
+    assert "SlipperyAnt-v0" in Path("bench/benchmark.md").read_text()
+
+
+def test_filming_without_a_display(command, trained):
+    try:
+        headless_backend()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    output = command("record_video", *AGENT, "--load-best", "--task", "1", "-n", "10")
+    assert "Task 1: friction 0.5" in output
+    assert list(Path("logs").rglob("best-model-*.mp4"))
+
+
+def test_showing_the_best_model(trained, capsys):
+    assert main(["enjoy", *AGENT, "--load-best", "-n", "10", "--task", "0"], zoo_only=True) == 0
+    assert "Task 0: friction 0.2" in capsys.readouterr().out
+
+
+def test_showing_a_checkpoint_takes_its_own_statistics(trained, capsys):
+    checkpoint = ["enjoy", *AGENT, "--load-checkpoint", "256", "-n", "10"]
+    assert main(checkpoint, zoo_only=True) == 0
+    path = Path("logs/ppo_l2er/SlipperyAnt-v0_1/rl_model_vecnormalize_256_steps.pkl")
+    path.rename("moved.pkl")
+    try:
+        assert main(checkpoint, zoo_only=True) == 2
+    finally:
+        Path("moved.pkl").rename(path)
+    assert f"{path}: the normalisation statistics of" in capsys.readouterr().err
+
+
+def test_stock_algorithms_train_on_our_environments(train):
+    options = [
+        "--env",
+        "SlipperyHopper-v0",
+        "-n",
+        "300",
+        "--eval-freq",
+        "200",
+        "--eval-episodes",
+        "1",
+        "--vec-env",
+        "batch",
+    ]
+    status, error = train("--algo", "sac", *options, "-params", "learning_starts:250", "buffer_size:1000")
+    assert (status, error) == (0, "")
+    run = Path("logs/sac/SlipperyHopper-v0_1")
+    assert (run / "best_model.zip").is_file()
+    assert "eval_fixed/friction_0.376" in (run / "progress.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["tarin"], "accepted are train, enjoy"),
+        (["plots", "plot_tarin"], "accepted are all_plots"),
+        (["enjoy", *AGENT, "--exp-id", "7"], "SlipperyAnt-v0_7 folder was not found"),
+        (["enjoy", "--algo", "ppo", "--env", "CartPole-v1", "--task", "1"], "only SlipperyAnt-v0, "),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, text, capsys):
+    assert main(arguments, zoo_only=True) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert text in error
+
+
+def test_help_lists_the_commands(capsys):
+    assert main([]) == 0
+    assert "doctor" in capsys.readouterr().out
+
+
+def test_without_the_extra_the_command_says_so(tmp_path):
+    code = "import sys; sys.modules['rl_zoo3'] = None; from sb3_plasticity.cli import main; sys.exit(main(['train']))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "pip install 'sb3-plasticity[zoo]'" in process.stderr
+
+
+def test_doctor_finds_packages_and_threads(capsys):
+    assert doctor.main(["packages", "threads", "simulation"]) == 0
+    report = capsys.readouterr().out
+    for line in ("ok       torch ", "ok       rl_zoo3", "ok       processors", "with batches of simulations"):
+        assert line in report
+
+
+def test_doctor_says_what_to_install(monkeypatch, capsys):
+    versions = {"torch": "1.0", "sb3-plasticity": "0.1.0"}
+    real = doctor.metadata.version
+
+    def version(name):
+        if name == "rl_zoo3":
+            raise doctor.metadata.PackageNotFoundError(name)
+        return versions.get(name) or real(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    assert doctor.main(["packages"]) == 1
+    report = capsys.readouterr().out
+    assert "missing  torch                1.0, tested is" in report
+    assert "rl_zoo3              not installed  -> pip install 'sb3-plasticity[zoo]'" in report
+    assert doctor.run("raise SystemExit('broken')") == (False, "broken")
+
+
+@pytest.mark.slow
+def test_doctor_tries_rendering_and_the_compiler(capsys):
+    doctor.main(["rendering", "compiler"])
+    report = capsys.readouterr().out
+    assert "MUJOCO_GL=egl" in report
+    assert "torch.compile" in report

@@ -1,0 +1,212 @@
+import argparse
+import copy
+import math
+import re
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch as th
+import yaml
+from conftest import TINY
+
+from sb3_plasticity import PPO_L2ER
+from sb3_plasticity.cli import main
+from sb3_plasticity.envs import ENV_IDS
+from sb3_plasticity.zoo import config
+from sb3_plasticity.zoo.manager import PlasticityExperimentManager
+from sb3_plasticity.zoo.parser import parse_value
+from sb3_plasticity.zoo.registration import register
+
+register()
+CONTENT = {algo: config.read_file(str(config.packaged_config(algo))) for algo in ("ppo", "ppo_l2er")}
+PRESETS = [
+    (algo, name)
+    for algo, content in CONTENT.items()
+    for name in content
+    if name not in ENV_IDS and name != "default" and not name.startswith(".")
+]
+
+
+def build(algo, *, preset=None, env_id="SlipperyAnt-v0", **hyperparams):
+    args = argparse.Namespace(preset=preset)
+    options = {"env_kwargs": {}, "hyperparams": hyperparams, "eval_freq": -1, "verbose": 0, "seed": 0, "device": "cpu"}
+    manager = PlasticityExperimentManager(args, algo, env_id, "logs", **options)
+    model, _ = manager.setup_experiment()
+    return manager, model
+
+
+@pytest.mark.parametrize("algo", CONTENT)
+def test_every_environment_has_an_entry_and_every_key_is_known(algo):
+    assert set(ENV_IDS) <= set(CONTENT[algo])
+    for name, entry in CONTENT[algo].items():
+        if not name.startswith("."):
+            config.check_entry(entry, name, algo, "SlipperyAnt-v0")
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_the_one_argument_form_takes_the_entry(env_id):
+    model = PPO_L2ER(env_id, device="cpu")
+    assert (model.n_envs, model.n_steps) == (8, 256)
+    assert model.policy.log_std[0].item() == -1
+    model.env.close()
+
+
+@pytest.mark.parametrize("setting", ["paper", "dohare"])
+def test_variants_differ_in_their_coefficients_alone(setting):
+    variants = {name: dict(CONTENT["ppo_l2er"][f"{setting}-{name}"]) for name in ("l2er", "l2", "er", "plain")}
+    coefficients = {
+        name: (bool(variant.pop("er_coef")), bool(variant.pop("l2_coef"))) for name, variant in variants.items()
+    }
+    assert coefficients == {"l2er": (True, True), "l2": (False, True), "er": (True, False), "plain": (False, False)}
+    assert len({yaml.safe_dump(variant) for variant in variants.values()}) == 1
+
+
+@pytest.mark.parametrize("setting", ["paper", "dohare"])
+def test_stock_ppo_has_the_same_settings(setting):
+    ours, theirs = CONTENT["ppo_l2er"][f"{setting}-plain"], CONTENT["ppo"][f"{setting}-plain"]
+    only_ours = {"er_coef", "l2_coef", "er_mode", "rank_of"}
+    assert {key: value for key, value in ours.items() if key not in only_ours} == theirs
+    # YAML's aliases are one object
+    l2, plain = copy.deepcopy((CONTENT["ppo"][f"{setting}-l2"], CONTENT["ppo"][f"{setting}-plain"]))
+    decay = l2["policy_kwargs"]["optimizer_kwargs"].pop("weight_decay")
+    assert l2 == plain
+    assert decay / 2 == CONTENT["ppo_l2er"][f"{setting}-l2"]["l2_coef"]
+
+
+def test_a_published_preset_is_what_was_published():
+    manager, model = build("ppo_l2er", preset="paper-l2er")
+    assert isinstance(model, PPO_L2ER)
+    assert (model.n_envs, model.n_steps, model.batch_size, model.er_mode) == (1, 2048, 16, "step")
+    assert (model.er_coef(1.0), model.l2_coef(0.3), model.max_grad_norm) == (1e-6, 5e-4, math.inf)
+    assert model.policy.optimizer.defaults["betas"] == (0.99, 0.99)
+    assert model.action_space.high[0] == 10
+    assert manager.n_timesteps == 10_000_000
+    hidden = model.policy.mlp_extractor.policy_net
+    assert [type(layer).__name__ for layer in hidden] == ["Linear", "ReLU"]
+    # LeCun's uniform distribution, up to its bound, in every layer
+    for layer in (hidden[0], model.policy.action_net, model.policy.value_net):
+        bound = math.sqrt(3 / layer.in_features)
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert not th.any(layer.bias)
+
+
+@pytest.mark.parametrize(("algo", "preset"), PRESETS)
+def test_every_preset_makes_a_model(algo, preset):
+    _, model = build(algo, preset=preset)
+    assert model.policy.optimizer.defaults["weight_decay"] == (1e-3 if (algo, preset[-2:]) == ("ppo", "l2") else 0)
+
+
+def test_coefficients_may_be_schedules_and_numbers_need_no_dot():
+    _, model = build("ppo_l2er", er_coef="lin_1e-3", l2_coef="lin_2e-4", learning_rate="3e-4", clip_range="lin_0.2")
+    assert (model.er_coef(1.0), model.er_coef(0.5), model.l2_coef(0.25)) == pytest.approx((1e-3, 5e-4, 5e-5))
+    assert (model.learning_rate(1.0), model.clip_range(0.5)) == pytest.approx((3e-4, 0.1))
+
+
+def test_compile_is_passed_on():
+    _, model = build("ppo_l2er", compile=True)
+    assert model.compile is True
+
+
+def test_policy_kwargs_name_their_classes():
+    _, model = build("ppo_l2er", policy_kwargs={"activation_fn": "ELU", "optimizer_class": "SGD"})
+    assert type(model.policy.optimizer) is th.optim.SGD
+    assert isinstance(model.policy.mlp_extractor.policy_net[1], th.nn.ELU)
+    # what the entry says beside them stays
+    assert model.policy.log_std[0].item() == -1
+
+
+def test_evaluation_gets_the_environment_of_training():
+    kwargs = {"task": 2, "reset_noise_scale": 0.05}
+    manager, _ = build("ppo_l2er", env_kwargs=kwargs, eval_env_kwargs={"reset_noise_scale": 0.2}, vec_env="dummy")
+    training, evaluation = manager.create_envs(1, no_log=True), manager.create_envs(1, eval_env=True)
+    for envs, noise in ((training, 0.05), (evaluation, 0.2)):
+        assert envs.get_attr("task")[0].index == 2
+        assert envs.get_attr("_reset_noise_scale") == [noise]
+
+
+def test_other_environments_and_algorithms_find_their_hyperparameters():
+    assert config.default_config("ppo", "CartPole-v1", None).endswith("rl_zoo3/hyperparams/ppo.yml")
+    assert config.default_config("sac", "SlipperyAnt-v0", None).endswith("rl_zoo3/hyperparams/sac.yml")
+    assert Path(config.default_config("ppo_l2er", "CartPole-v1", None)) == config.packaged_config("ppo_l2er")
+    manager, _ = build("ppo_l2er", env_id="CartPole-v1", n_steps=64)
+    assert manager.vec_env == "dummy"
+    gym.make("CartPole-v1").close()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("lin_1e-3", "lin_1e-3"),
+        ("true", True),
+        ("None", None),
+        ("[1, 2]", [1, 2]),
+        ("'text'", "text"),
+        ("{'kind': 'cyclic'}", {"kind": "cyclic"}),
+        ("dict(net_arch=[64], activation_fn=nn.ReLU)", {"net_arch": [64], "activation_fn": th.nn.ReLU}),
+        ("__import__('os').getcwd()", "__import__('os').getcwd()"),
+    ],
+)
+def test_values_on_the_command_line(text, value):
+    assert parse_value(text) == value
+
+
+WRONG_FILES = {
+    "SlipperyAnt-v0: {n_timesteps: 10, polcy: MlpPolicy}": "wrong.yml: SlipperyAnt-v0: unknown key 'polcy'.*'policy'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, policy_kwargs: {net_arhc: [4]}}": "policy_kwargs: unknown key.*'net_arch'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, env_kwargs: {parametre: mass}}": "env_kwargs: unknown key.*'parameter'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, env_kwargs: {schedule: log_unifrom}}": "wrong.yml.*'log_uniform'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, policy_kwargs: {activation_fn: RelU}}": "activation_fn='RelU'.*'ReLU'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, er_coef: lin_x}": "er_coef: 'lin_x'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, vec_env: bacth}": "vec_env: 'bacth'",
+    "SliperyAnt-v0: {policy: MlpPolicy}": "no entry for 'SlipperyAnt-v0' .*'SliperyAnt-v0'",
+    "SlipperyAnt-v0: [1": "not YAML",
+    "- 1": "accepted is a mapping",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_FILES)
+def test_a_wrong_file_is_named_with_its_key(text, train):
+    Path("wrong.yml").write_text(text)
+    status, error = train("--algo", "ppo_l2er", "--env", "SlipperyAnt-v0", "--conf-file", "wrong.yml", "-n", "10")
+    assert status == 2
+    assert error.count("\n") == 1
+    assert re.search(WRONG_FILES[text], error), error
+    assert not list(Path().glob("logs/*/*")), "a refused run leaves a folder"
+
+
+WRONG_OPTIONS = {
+    "--algo ppo_l2re": "'ppo_l2er'",
+    "--env SliperyAnt-v0": "no environment of this id .*'SlipperyAnt-v0'",
+    "--tensorbord-log x": "'--tensorboard-log'",
+    "--preset paper-l2re": "no preset 'paper-l2re' .*'paper-l2er'",
+    "--algo ppo --preset paper-l2er": "no preset",
+    "--algo sac --preset paper-l2er": "there are presets for ppo, ppo_l2er, not sac",
+    "--conf-file missing.yml": "missing.yml: there is no such file",
+    "-params er_ceof:1": "-params: unknown key 'er_ceof' .*'er_coef'",
+    "-params er_coef:-1": "er_coef=-1",
+    "-params er_coef": "accepted is key:value",
+    "--env-kwargs tsk:1": "--env-kwargs: unknown key 'tsk' .*'task'",
+    "--trial-id 0": "needs --storage and --study-name",
+    "--trained-agent none.zip": "none.zip: there is no such zip file",
+    "--env CartPole-v1 --vec-env batch": "--vec-env batch: CartPole-v1 is not one of",
+    "--eval-tasks -1": "task = -1",
+    "--log-interval 0": "--log-interval 0",
+}
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS)
+def test_a_wrong_option_is_refused_in_one_line(options, train):
+    given = options.split()
+    for name, value in (("--algo", "ppo_l2er"), ("--env", "SlipperyAnt-v0"), ("-n", "10")):
+        given += [] if name in given else [name, value]
+    status, error = train(*given)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert re.search(WRONG_OPTIONS[options], error), error
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(Exception, match="er_ceof"):
+        main(["train", "--debug", "--algo", "ppo_l2er", *TINY, "er_ceof:1"], zoo_only=True)

@@ -1,0 +1,127 @@
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sb3_plasticity.envs import make_schedule
+from sb3_plasticity.zoo.evaluation import Evaluation, episodes_for, fixed_tasks
+from sb3_plasticity.zoo.manager import PlasticityExperimentManager
+from sb3_plasticity.zoo.overview import flatten
+from sb3_plasticity.zoo.registration import register
+
+RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
+
+
+def test_fixed_tasks_are_the_schedules_first_ones():
+    cyclic = make_schedule({"kind": "cyclic", "values": [3, 1, 2], "period": 10})
+    assert fixed_tasks(cyclic) == [3, 1, 2]
+    assert fixed_tasks(cyclic, [1, 4]) == [1, 1]
+    assert fixed_tasks(make_schedule({"kind": "constant", "value": 0.3})) == [0.3]
+    assert fixed_tasks(make_schedule({"kind": "sinusoid", "low": 0, "high": 2, "period": 9})) == [0, 0.5, 1, 1.5, 2]
+    assert fixed_tasks(make_schedule({"kind": "table", "values": [1, 2], "period": 9})) == [1, 2]
+
+
+def test_every_task_gets_as_many_episodes():
+    assert [episodes_for(3, n) for n in (1, 3, 4)] == [3, 3, 6]
+
+
+def test_both_evaluations_are_recorded(trained):
+    fixed, current = np.load(RUN / "evaluations.npz"), np.load(RUN / "evaluations_current_task.npz")
+    assert fixed["timesteps"].tolist() == current["timesteps"].tolist() == [200, 400]
+    # an episode for each of the three frictions; one in the current task
+    assert (fixed["results"].shape, current["results"].shape) == ((2, 3), (2, 1))
+    log = pd.read_csv(RUN / "progress.csv")
+    scores = log[log["eval_fixed/mean_reward"].notna()]
+    by_task = scores[[f"eval_fixed/friction_{value}" for value in (0.2, 0.5, 1)]].to_numpy()
+    np.testing.assert_allclose(np.sort(by_task, axis=1), np.sort(fixed["results"], axis=1), rtol=1e-6)
+    np.testing.assert_allclose(scores["eval_fixed/mean_reward"], fixed["results"].mean(axis=1))
+    np.testing.assert_allclose(log["eval/mean_reward"].dropna(), current["results"].mean(axis=1))
+
+
+def test_one_evaluation_follows_training_and_the_other_stays():
+    register()
+    schedule = {"kind": "cyclic", "values": [0.2, 0.5, 1.0], "period": 100}
+    manager = PlasticityExperimentManager(
+        argparse.Namespace(),
+        "ppo",
+        "SlipperyAnt-v0",
+        "logs",
+        n_timesteps=320,
+        eval_freq=300,
+        n_eval_episodes=1,
+        hyperparams={"n_envs": 2, "n_steps": 32, "n_epochs": 1, "callback": None},
+        env_kwargs={"schedule": schedule},
+        log_interval=-1,
+        device="cpu",
+        verbose=0,
+    )
+    model, _ = manager.setup_experiment()
+    current, fixed = [callback for callback in manager.callbacks if isinstance(callback, Evaluation)]
+    manager.learn(model)
+    # the schedule's fourth task, which has the first one's friction again
+    assert [task.index for task in current.eval_env.get_attr("task")] == [3]
+    assert [task.value for task in fixed.eval_env.get_attr("task")] == [0.2, 0.5, 1.0]
+    assert (current.evaluations_timesteps, fixed.evaluations_timesteps) == ([300], [300])
+
+
+def test_the_best_model_is_kept_with_its_statistics(trained):
+    assert (RUN / "best_model.zip").is_file()
+    assert (RUN / "best_model_vecnormalize.pkl").is_file()
+    assert (RUN / "SlipperyAnt-v0" / "vecnormalize.pkl").is_file()
+
+
+def test_tensorboard_shows_the_run_at_one_glance(trained):
+    events = EventAccumulator("runs/SlipperyAnt-v0/PPO_L2ER_1").Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"task/index", "task/value", "train/erank_policy", "eval/mean_reward", "eval_fixed/mean_reward"} <= scalars
+    tensors = set(events.Tags()["tensors"])
+    assert "custom_scalars__config__" in tensors
+    metadata = events.summary_metadata
+    assert any("hparams" in tag for tag in metadata)
+
+
+def test_monitor_files_are_what_single_environments_write(train):
+    columns = {}
+    for vec_env in ("batch", "dummy"):
+        options = ["--algo", "ppo", *TINY, "n_steps:256", "-n", "2500", "--seed", "1", "--eval-freq", "-1"]
+        status, error = train(*options, "--vec-env", vec_env, "--log-folder", vec_env)
+        assert (status, error) == (0, "")
+        folder = Path(vec_env) / "ppo" / "SlipperyAnt-v0_1"
+        parts = [pd.read_csv(path, comment="#") for path in sorted(folder.glob("*.monitor.csv"))]
+        columns[vec_env] = sorted(zip(*(pd.concat(parts)[key] for key in "rl"), strict=True))
+    assert columns["batch"]
+    assert columns["batch"] == columns["dummy"]
+
+
+def test_a_frozen_world_is_evaluated_where_it_is(train):
+    options = [*TINY, "-n", "64", "--eval-freq", "64", "--eval-episodes", "1", "--env-kwargs", "task:1"]
+    status, error = train("--algo", "ppo_l2er", *options)
+    assert (status, error) == (0, "")
+    assert np.load(RUN / "evaluations.npz")["results"].shape == (1, 1)
+
+
+def test_hyperparameters_for_tensorboard_have_one_level():
+    nested = {"policy_kwargs": {"net_arch": [64], "log_std_init": -1.0}, "n": 1, "x": None}
+    assert flatten(nested) == {
+        "policy_kwargs.net_arch": "[64]",
+        "policy_kwargs.log_std_init": -1.0,
+        "n": 1,
+        "x": "None",
+    }
+
+
+@pytest.mark.parametrize("storage", ["study.log", "sqlite:///study.db"])
+def test_hyperparameter_search_scores_on_the_fixed_tasks(storage, train):
+    options = ["--algo", "ppo_l2er", *TINY, "-n", "64", "--eval-episodes", "1", "--n-evaluations", "1"]
+    search = ["-optimize", "--n-trials", "1", "--no-optim-plots", "--storage", storage, "--study-name", "s"]
+    status, error = train(*options, *search, "--sampler", "random", "--seed", "137")
+    assert status == 0, error
+    again = ["--storage", storage, "--study-name", "s", "--trial-id", "0", "--eval-freq", "-1"]
+    status, error = train(*[option for option in options if option != "n_steps:32"], *again)
+    assert status == 0, error
+    status, error = train(*options, *again[:-4], "--trial-id", "7")
+    assert (status, "has no such trial" in error) == (2, True)
