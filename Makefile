@@ -1,7 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What is installed so far: the package alone (demo), or all that development needs.
 READY := $(VENV)/.ready
+DEVELOP := $(VENV)/.ready-develop
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format type wheel bench clean
@@ -13,39 +16,46 @@ help:  ## show this list
 $(READY): pyproject.toml setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed (MuJoCo 4 is): try make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	$(PIP) -e .
+	@touch $@
+
+$(DEVELOP): $(READY)
+	$(PIP) -e ".[test,lint]"
 	@touch $@
 
 demo: $(READY)  ## train PPO_L2ER on SlipperyAnt through five friction changes and draw it (under 5 minutes)
 	$(BIN)/python examples/slippery_ant.py
 
-test: $(READY)  ## lint, types, the tests, and the wheel in a clean environment
+test: $(DEVELOP)  ## lint, types, the tests, and the wheel in a clean environment
 	$(MAKE) --no-print-directory lint type
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 	$(MAKE) --no-print-directory wheel
 
-test-slow: $(READY)  ## the tests that take minutes each
+test-slow: $(DEVELOP)  ## the tests that take minutes each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
-lint: $(READY)  ## ruff: style, docstrings, formatting
+lint: $(DEVELOP)  ## ruff: style, docstrings, formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(READY)  ## let ruff format and fix
+format: $(DEVELOP)  ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # mypy does not follow the mapping of envs/ to sb3_plasticity.envs: two targets.
-type: $(READY)  ## mypy
+type: $(DEVELOP)  ## mypy
 	$(BIN)/mypy sb3_plasticity
 	$(BIN)/mypy envs
 
-wheel: $(READY)  ## build the wheel, install it in a clean environment, import it from another folder
+wheel: $(DEVELOP)  ## build the wheel, install it in a clean environment, import it from another folder
 	$(BIN)/python tests/check_wheel.py
 
-bench: $(READY)  ## the benchmarks: ratios measured side by side
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/curvature.py
+bench: $(DEVELOP)  ## the benchmarks: ratios measured side by side in one run
+	$(PIP) -e ".[bench]"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/throughput.py --part envs
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/throughput.py --part training
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py
+	$(BIN)/python -W ignore benchmarks/curvature.py --threads 2
 
 clean:  ## remove what the build left
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,8 @@
 """
 How fast things run, as ratios between contenders that take turns in one run.
 
-    python benchmarks/throughput.py --part envs
+    python benchmarks/throughput.py --part envs        environments
+    python benchmarks/throughput.py --part training    whole iterations of PPO
 
 Absolute numbers depend on the machine and on what else it does; contenders that alternate within seconds share that
 fate, so their ratios hold. Each part prints a table and writes a JSON file.
@@ -12,16 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box
+from measure import machine
+from training import AGENTS, SETTINGS, run_training
 
 Contender = Callable[[], int]
 """Does some work and returns how many steps it was."""
@@ -52,17 +53,6 @@ def ratio(rates: dict[str, list[float]], one: str, other: str) -> float | None:
     if one not in rates or other not in rates:
         return None
     return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on and with."""
-    packages = ("mujoco", "gymnasium", "numpy", "stable-baselines3", "torch")
-    return {
-        "cpus": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-    }
 
 
 def run_envs(args: argparse.Namespace) -> dict[str, Any]:
@@ -182,7 +172,7 @@ def print_envs(results: dict[str, Any]) -> None:
         print(f"Cost per env step in a batch, 512 over 64 environments: {results['batch_cost_512_over_64']:.3f}")
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"envs": run_envs}
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"envs": run_envs, "training": run_training}
 
 
 def main() -> None:
@@ -197,6 +187,10 @@ def main() -> None:
     envs.add_argument("--threads", type=int, default=0, help="of the batches, 0 for one per CPU")
     envs.add_argument("--max-dummy", type=int, default=512, help="most environments in a DummyVecEnv")
     envs.add_argument("--max-processes", type=int, default=8, help="most environments in a SubprocVecEnv")
+    training = parser.add_argument_group("part training (rounds: iterations of each agent)")
+    training.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    training.add_argument("--agents", nargs="+", choices=list(AGENTS), default=list(AGENTS))
+    training.add_argument("--torch-threads", type=int, default=1)
     args = parser.parse_args()
     results = {"machine": machine(), "rounds": args.rounds, "seconds": args.seconds, **PARTS[args.part](args)}
     args.out.mkdir(parents=True, exist_ok=True)
