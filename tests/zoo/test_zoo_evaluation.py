@@ -54,7 +54,7 @@ def test_one_evaluation_follows_training_and_the_other_stays():
         eval_freq=300,
         n_eval_episodes=1,
         hyperparams={"n_envs": 2, "n_steps": 32, "n_epochs": 1, "callback": None},
-        env_kwargs={"schedule": schedule},
+        env_kwargs={"schedule": schedule, "switch": "immediate"},
         log_interval=-1,
         device="cpu",
         verbose=0,
