@@ -24,7 +24,7 @@ $(DEVELOP): $(READY)
 	@touch $@
 
 demo: $(READY)  ## train PPO_L2ER on SlipperyAnt through five friction changes and draw it (under 5 minutes)
-	$(BIN)/python examples/slippery_ant.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/slippery_ant.py
 
 test: $(DEVELOP)  ## lint, types, the tests, and the wheel in a clean environment
 	$(MAKE) --no-print-directory lint type
