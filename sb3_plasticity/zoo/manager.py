@@ -186,7 +186,9 @@ class PlasticityExperimentManager(ExperimentManager):
         return "batch" if reason is None else "dummy"
 
     def create_log_folder(self) -> None:
-        """Make a folder that no other run has, not even one that starts at the same moment."""
+        """Make a folder that no other run has, not even one that starts at the same moment; none for a search."""
+        if self.optimize_hyperparameters:
+            return
         while True:
             try:
                 Path(self.save_path).mkdir(parents=True)
@@ -226,6 +228,7 @@ class PlasticityExperimentManager(ExperimentManager):
         return self._create_envs(n_envs, eval_env, no_log)
 
     def _create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        no_log = no_log or self.optimize_hyperparameters
         if self.vec_env == "batch":
             log = None if eval_env or no_log else str(Path(self.save_path) / "0.monitor.csv")
             self.vec_env_class = functools.partial(  # type: ignore[assignment]

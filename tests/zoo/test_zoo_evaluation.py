@@ -120,6 +120,7 @@ def test_hyperparameter_search_scores_on_the_fixed_tasks(storage, train):
     search = ["-optimize", "--n-trials", "1", "--no-optim-plots", "--storage", storage, "--study-name", "s"]
     status, error = train(*options, *search, "--sampler", "random", "--seed", "137")
     assert status == 0, error
+    assert not list(Path("logs/ppo_l2er").glob("Slippery*")), "a search is not a run that enjoy could show"
     again = ["--storage", storage, "--study-name", "s", "--trial-id", "0", "--eval-freq", "-1"]
     status, error = train(*[option for option in options if option != "n_steps:32"], *again)
     assert status == 0, error
