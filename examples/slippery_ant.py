@@ -127,8 +127,8 @@ def draw_spectra(axes: Axes, starts: pd.DataFrame, network: str, kind: str, titl
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--steps", type=int, default=250_000, help="environment steps")
-    parser.add_argument("--period", type=int, default=45_000, help="steps from one friction to the next")
+    parser.add_argument("--steps", type=int, default=220_000, help="environment steps")
+    parser.add_argument("--period", type=int, default=40_000, help="steps from one friction to the next")
     parser.add_argument("--seed", type=int, default=0, help="of the frictions, the environments and the agent")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="where the run's folder is made")
     arguments = parser.parse_args()
