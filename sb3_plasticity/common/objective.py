@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -33,6 +33,23 @@ class PPOCoefficients(NamedTuple):
     ent_coef: float
     vf_coef: float
     normalize_advantage: bool
+
+    @classmethod
+    def of(cls, model: Any) -> "PPOCoefficients":
+        """
+        Take an algorithm's coefficients as they are at its present progress.
+
+        :param model: SB3's PPO, or an algorithm with its arguments
+        :return: the coefficients
+        """
+        progress = model._current_progress_remaining
+        return cls(
+            clip_range=model.clip_range(progress),
+            clip_range_vf=None if model.clip_range_vf is None else model.clip_range_vf(progress),
+            ent_coef=model.ent_coef,
+            vf_coef=model.vf_coef,
+            normalize_advantage=model.normalize_advantage,
+        )
 
 
 class PPOTerms(NamedTuple):

@@ -25,6 +25,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_plasticity.common.actor_critic import evaluate_samples
 from sb3_plasticity.common.functional import functional_call
 from sb3_plasticity.common.objective import PPOCoefficients, ppo_loss
 from sb3_plasticity.common.rollout import Samples
@@ -125,26 +126,16 @@ class _Run(nn.Module):
     def forward(self, what: str, samples: Samples) -> Any:
         policy, observations = self.policy, samples.observations
         if what == "evaluate":
-            actions = samples.actions
-            if isinstance(policy.action_dist, (CategoricalDistribution, MaskableCategoricalDistribution)):
-                actions = actions.long().flatten()
-            return policy.evaluate_actions(observations, actions, *_context(samples))
+            return evaluate_samples(policy, samples)
         if isinstance(samples, RecurrentRolloutBufferSamples):
             if what == "distribution":
                 return policy.get_distribution(observations, samples.lstm_states.pi, samples.episode_starts)[0]
             return policy.predict_values(observations, samples.lstm_states.vf, samples.episode_starts)
-        if what == "distribution":
-            return policy.get_distribution(observations, *_context(samples))
-        return policy.predict_values(observations)
-
-
-def _context(samples: Samples) -> tuple[Any, ...]:
-    """What an algorithm's ``evaluate_actions`` takes besides observations and actions."""
-    if isinstance(samples, RecurrentRolloutBufferSamples):
-        return samples.lstm_states, samples.episode_starts
-    if isinstance(samples, MaskableRolloutBufferSamples):
-        return (samples.action_masks,)
-    return ()
+        if what == "value":
+            return policy.predict_values(observations)
+        if isinstance(samples, MaskableRolloutBufferSamples):
+            return policy.get_distribution(observations, samples.action_masks)
+        return policy.get_distribution(observations)
 
 
 AgentLoss = Callable[[th.Tensor, th.Tensor, th.Tensor | None, Samples], th.Tensor]
@@ -159,14 +150,7 @@ def loss_of(model: OnPolicyAlgorithm) -> AgentLoss:
     :raises ValueError: for any other algorithm
     """
     if isinstance(model, (PPO, MaskablePPO, RecurrentPPO)):
-        progress = model._current_progress_remaining
-        coefficients = PPOCoefficients(
-            clip_range=model.clip_range(progress),  # type: ignore[operator]
-            clip_range_vf=None if model.clip_range_vf is None else model.clip_range_vf(progress),  # type: ignore[operator]
-            ent_coef=model.ent_coef,
-            vf_coef=model.vf_coef,
-            normalize_advantage=model.normalize_advantage,
-        )
+        coefficients = PPOCoefficients.of(model)
         return lambda values, log_prob, entropy, samples: (
             ppo_loss(values, log_prob, entropy, samples, coefficients).loss
         )

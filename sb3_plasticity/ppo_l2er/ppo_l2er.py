@@ -271,13 +271,7 @@ class PPO_L2ER(PPO):
         self._update_learning_rate(self.policy.optimizer)
         progress = self._current_progress_remaining
         er_coef, l2_coef = self.er_coef(progress), self.l2_coef(progress)  # type: ignore[operator]
-        coefficients = PPOCoefficients(
-            clip_range=self.clip_range(progress),  # type: ignore[operator]
-            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
-            ent_coef=self.ent_coef,
-            vf_coef=self.vf_coef,
-            normalize_advantage=self.normalize_advantage,
-        )
+        coefficients = PPOCoefficients.of(self)
         history: dict[str, list[Any]] = defaultdict(list)
         compiled = self.compile and self._prepare_compiled(coefficients, er_coef, l2_coef)
         try:
