@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from ctypes.util import find_library
 from importlib import metadata
 from typing import NamedTuple
 
@@ -111,12 +112,17 @@ def rendering() -> Iterator[Finding]:
         "ok" if display else "without", "display", display or "none", "" if display else "enjoy draws nothing"
     )
     works = []
-    for backend, advice in (
-        ("egl", "Debian, Ubuntu: apt install libegl1 libgl1-mesa-dri"),
-        ("osmesa", "Debian, Ubuntu: apt install libosmesa6"),
-        ("glfw", "needs a display"),
+    for backend, library, advice in (
+        ("egl", "EGL", "Debian, Ubuntu: apt install libegl1 libgl1-mesa-dri"),
+        ("osmesa", "OSMesa", "Debian, Ubuntu: apt install libosmesa6"),
+        ("glfw", "", "needs a display"),
     ):
-        done, text = (False, "no display") if backend == "glfw" and not display else run(RENDER, MUJOCO_GL=backend)
+        if library and sys.platform == "linux" and find_library(library) is None:
+            done, text = False, f"lib{library} not installed"
+        elif backend == "glfw" and not display:
+            done, text = False, "no display"
+        else:
+            done, text = run(RENDER, MUJOCO_GL=backend)
         works += [backend] * done
         yield Finding("ok" if done else "without", f"MUJOCO_GL={backend}", text, "" if done or works else advice)
     if not works:

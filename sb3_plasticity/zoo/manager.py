@@ -16,6 +16,7 @@ import optuna
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import get_latest_run_id
+from sqlalchemy.exc import SQLAlchemyError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
@@ -39,6 +40,7 @@ OURS = "sb3_plasticity."
 TASK_SYNC = "sb3_plasticity.TaskSyncCallback"
 # What a mistake in the command line, the YAML or a checkpoint raises while an experiment is set up.
 SETUP_ERRORS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, OSError, ImportError, gym.error.Error)
+STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError)
 
 
 class PlasticityExperimentManager(ExperimentManager):
@@ -145,10 +147,16 @@ class PlasticityExperimentManager(ExperimentManager):
     def _read_trial(self) -> dict[str, Any]:
         if not (self.storage and self.study_name):
             raise UsageError(f"--trial-id {self.trial_id}: needs --storage and --study-name")
+        if self.storage.endswith(".log") and not Path(self.storage).is_file():  # reading would make it
+            raise UsageError(f"--storage {self.storage}: there is no such file")
         try:
             return self.load_trial(self.storage, self.study_name, self.trial_id)
         except IndexError:
             raise UsageError(f"--trial-id {self.trial_id}: {self.study_name} has no such trial") from None
+        except KeyError:
+            raise UsageError(f"--study-name {self.study_name}: {self.storage} has no such study") from None
+        except STORAGE_ERRORS as error:
+            raise UsageError(f"--storage {self.storage}: {error}") from error
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
@@ -312,7 +320,9 @@ class PlasticityExperimentManager(ExperimentManager):
         make = functools.partial(Evaluation, eval_freq=eval_freq, deterministic=self.deterministic_eval)
         n_episodes = self.n_eval_episodes
         fixed = self._create_fixed_envs()
-        current = self.create_envs(self.n_eval_envs, eval_env=True)
+        # in a batch an episode each costs hardly more than one
+        together = self.vec_env == "batch" and self.n_eval_envs == 1
+        current = self.create_envs(n_episodes if together else self.n_eval_envs, eval_env=True)
         if fixed is None:
             record = folder / "evaluations.npz"
             return [
@@ -423,7 +433,7 @@ class PlasticityExperimentManager(ExperimentManager):
                 if "No trials are completed" not in str(error):
                     raise
                 raise UsageError("no trial came to its end: all failed or were pruned") from error
-            except optuna.exceptions.StorageInternalError as error:
+            except STORAGE_ERRORS as error:
                 raise UsageError(f"--storage {self.storage}: {error}") from error
 
 
