@@ -4,6 +4,7 @@ import argparse
 import functools
 import shutil
 import sys
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from pprint import pprint
@@ -64,6 +65,8 @@ class PlasticityExperimentManager(ExperimentManager):
         self._fixed_values: list[float] = []
         self._parameter = ""
         self._made_folder = False
+        # rl_zoo3 reads what an environment is made from in attributes, and --n-jobs makes several at a time
+        self._making = threading.Lock()
         self._hparams: dict[str, Any] = {}
 
         resumed_config = self.run.config if self.run is not None and self.preset is None else None
@@ -231,9 +234,9 @@ class PlasticityExperimentManager(ExperimentManager):
         :param no_log: whether to write no file of their episodes
         :return: the environments
         """
-        if eval_env and self.optimize_hyperparameters:
-            return self._create_fixed_envs() or self._create_envs(n_envs, eval_env, no_log)
-        return self._create_envs(n_envs, eval_env, no_log)
+        with self._making:
+            fixed = self._create_fixed_envs() if eval_env and self.optimize_hyperparameters else None
+            return self._create_envs(n_envs, eval_env, no_log) if fixed is None else fixed
 
     def _create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         no_log = no_log or self.optimize_hyperparameters

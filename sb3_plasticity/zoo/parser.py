@@ -4,9 +4,7 @@ import argparse
 import ast
 import functools
 import importlib
-import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -16,6 +14,7 @@ from rl_zoo3.utils import ALGOS, StoreDict
 from torch import nn
 
 from sb3_plasticity.envs import ENV_IDS
+from sb3_plasticity.envs.rendering import has_display
 from sb3_plasticity.zoo.errors import UsageError, nearest
 from sb3_plasticity.zoo.runs import INHERITED, Run
 from sb3_plasticity.zoo.vec_envs import VEC_ENVS
@@ -241,11 +240,6 @@ def check_env(values: Any) -> None:
         raise UsageError(f"--env {env_id}: no environment of this id{hint}")
     if values.algo not in ALGOS:
         raise UsageError(f"--algo {values.algo}: no algorithm of this name{nearest(values.algo, ALGOS)}")
-
-
-def has_display() -> bool:
-    """Say whether a window could be opened."""
-    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _write_figure(plt: Any, output: str) -> None:
