@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,7 +49,7 @@ def run(script: str, arguments: Sequence[str]) -> None:
             (subprocess, "call", call),
         ):
             stack.enter_context(mock.patch.object(target, name, value))
-        stack.enter_context(mock.patch.dict(sys.modules, argparse=_argparse_for(script)))
+        stack.enter_context(_argparse_for(script))
         if script == "train":
             runpy.run_module("rl_zoo3.train", run_name="__main__")
             return
@@ -62,11 +62,16 @@ def run(script: str, arguments: Sequence[str]) -> None:
             raise UsageError(str(error)) from error
 
 
-def _argparse_for(script: str) -> ModuleType:
-    """Make the module that a script imports; argparse itself, which others use, stays as it is."""
+@contextmanager
+def _argparse_for(script: str) -> Iterator[None]:
+    """Let scripts import an argparse with our parser; the module itself, which others hold, stays as it is."""
     module = ModuleType("argparse")
     vars(module).update(vars(argparse), ArgumentParser=type("Parser", (ScriptParser,), {"script": script}))
-    return module
+    sys.modules["argparse"] = module
+    try:
+        yield
+    finally:
+        sys.modules["argparse"] = argparse
 
 
 _get_model_path = rl_zoo3.utils.get_model_path
