@@ -61,9 +61,7 @@ def draw(folder: Path) -> Path:
     rewards, friction, erank, epsilon_rank = panels
     rewards.plot(steps, log["rollout/ep_rew_mean"], color="C0")
     rewards.axhline(1000, color="grey", lw=0.8, ls=":")
-    rewards.annotate(
-        "standing still", (0.99, 1000), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8
-    )
+    rewards.annotate("standing still", (0.01, 1000), xycoords=("axes fraction", "data"), va="top", size=8)
     rewards.set_ylabel("mean return of\nlast 100 episodes")
     friction.step(steps, log["task/value"], where="pre", color="black")
     friction.set_yscale("log")

@@ -6,6 +6,7 @@ policy's parameters and the optimizer's state are updated in place: they stay th
 can follow each other.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import nn
+from torch import fx, nn
 from torch._inductor import compile as inductor_compile
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
@@ -209,7 +210,8 @@ class CompiledUpdate:
         # and the key of the program cache already holds all that they would check.
         try:
             with tracing(self.policy), th.no_grad():
-                return inductor_compile(make_fx(update)(*everything), everything)
+                trace = make_fx(update)(*everything)
+                return inductor_compile(use_onednn(trace), everything)
         except Exception as error:  # an exotic policy, or a compiler that does not work: it runs uncompiled
             first_line = (str(error).splitlines() or [""])[0]
             raise CompilationError(f"{type(error).__name__}: {first_line}") from error
@@ -351,3 +353,49 @@ def tracing(policy: ActorCriticPolicy) -> Iterator[None]:
         distribution.set_default_validate_args(validate)
         vars(policy.action_dist).clear()
         vars(policy.action_dist).update(state)
+
+
+# Products smaller than this are not worth oneDNN's call: 128 x 256 x 256 gains a factor of two, 16 x 256 x 256 nothing.
+_ONEDNN_FROM = 64 * 128 * 128
+# Inductor accepts mkldnn's own operator with constant weights only; to one that it does not know it just passes on.
+_LIBRARY = th.library.Library("sb3_plasticity", "DEF")
+_LIBRARY.define("product(Tensor left, Tensor weight, Tensor? bias) -> Tensor")
+
+
+def _product(left: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+    return th.ops.mkldnn._linear_pointwise(left, weight, bias, "none", [], "")
+
+
+_LIBRARY.impl("product", _product, "CPU")
+th.library.register_fake(
+    "sb3_plasticity::product", lambda left, weight, bias: left.new_empty(left.shape[0], weight.shape[0]), lib=_LIBRARY
+)
+
+
+def use_onednn(trace: fx.GraphModule) -> fx.GraphModule:
+    """
+    Send the large float32 matrix products of a traced update through oneDNN.
+
+    On some processors it takes half the time of the BLAS that PyTorch calls.
+
+    :param trace: as ``make_fx`` gives it
+    :return: the same module, changed in place
+    """
+    if not (th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")):
+        return trace
+    aten = th.ops.aten
+    for node in list(trace.graph.nodes):
+        if node.target not in (aten.mm.default, aten.addmm.default):
+            continue
+        *bias, left, right = node.args
+        left_like, right_like = left.meta["tensor_meta"], right.meta["tensor_meta"]
+        if left_like.dtype != th.float32 or math.prod((*left_like.shape, right_like.shape[1])) < _ONEDNN_FROM:
+            continue
+        with trace.graph.inserting_before(node):
+            weight = trace.graph.call_function(aten.t.default, (right,))
+            arguments = (left, weight, bias[0] if bias else None)
+            product = trace.graph.call_function(th.ops.sb3_plasticity.product.default, arguments)
+        node.replace_all_uses_with(product)
+        trace.graph.erase_node(node)
+    trace.recompile()
+    return trace

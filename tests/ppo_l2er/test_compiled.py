@@ -57,15 +57,29 @@ CASES = {
     "rows-of-the-rollout-categorical": dict(
         env="CartPole-v1", er_coef=1e-2, l2_coef=0.0, er_interval=1, er_batch_size=40, batch_size=64, rank_of="features"
     ),
-    "gsde-step": dict(er_coef=1e-3, l2_coef=1e-4, er_mode="step", batch_size=64, use_sde=True),
+    # products large enough for oneDNN
+    "gsde-step": dict(
+        er_coef=1e-3, l2_coef=1e-4, er_mode="step", batch_size=64, use_sde=True, policy_kwargs=dict(net_arch=[128, 128])
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_update_equals_the_eager_one(name):
+def test_one_update_equals_the_eager_one(name, monkeypatch):
+    used_onednn = False
+
+    def spy(trace):
+        nonlocal used_onednn
+        trace = use_onednn(trace)
+        used_onednn |= any(node.target is th.ops.sb3_plasticity.product.default for node in trace.graph.nodes)
+        return trace
+
+    use_onednn = module.use_onednn
+    monkeypatch.setattr(module, "use_onednn", spy)
     pair = eager, compiled = collect(make(False, **CASES[name])), collect(make(True, **CASES[name]))
     train_both(pair)
     assert compiled._uncompilable is None and len(compiled._compiled._programs) >= 1
+    assert used_onednn == ([128, 128] == compiled.policy.net_arch)
     assert_close(eager, compiled, rtol=1e-5, atol=2e-7)
     assert eager._n_minibatches == compiled._n_minibatches
     expected, actual = eager.logger.name_to_value, compiled.logger.name_to_value
