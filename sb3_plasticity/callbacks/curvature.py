@@ -107,7 +107,7 @@ class CurvatureCallback(BaseCallback):
         networks: Sequence[str] = ("policy", "value"),
         kinds: Sequence[str] = ("ggn", "hessian"),
         epsilon: Sequence[float] = (1e-3, 1e-2, 1e-1),
-        n_samples: int = 256,
+        n_samples: int = 128,
         lanczos_steps: int = 100,
         draws: int = 1,
         save_dir: str | Path | None = None,

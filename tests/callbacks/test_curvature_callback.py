@@ -331,7 +331,7 @@ def test_an_algorithm_without_a_rollout_buffer():
 
 
 def test_more_samples_than_a_rollout_has():
-    with pytest.raises(ValueError, match=r"n_samples=256: accepted are at most n_steps \* n_envs = 64"):
+    with pytest.raises(ValueError, match=r"n_samples=128: accepted are at most n_steps \* n_envs = 64"):
         learn(CurvatureCallback(every=1), 64)
 
 
