@@ -7,7 +7,7 @@ DEVELOP := $(VENV)/.ready-develop
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format type wheel bench clean
+.PHONY: help demo test test-slow test-oldest lint format type wheel bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test: $(DEVELOP)  ## lint, types, the tests, and the wheel in a clean environmen
 
 test-slow: $(DEVELOP)  ## the tests that take minutes each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+
+test-oldest: $(DEVELOP)  ## the zoo's tests with the oldest versions of its libraries that are accepted
+	$(BIN)/python tests/zoo/check_oldest.py
 
 lint: $(DEVELOP)  ## ruff: style, docstrings, formatting
 	$(BIN)/ruff check .
