@@ -136,8 +136,7 @@ def l2_penalty(parameters: Iterable[th.Tensor]) -> th.Tensor:
     :param parameters: tensors of any shape
     :return: scalar
     """
-    vector = th.cat([parameter.flatten() for parameter in parameters])
-    return vector.dot(vector)
+    return th.stack([parameter.square().sum() for parameter in parameters]).sum()
 
 
 def features_rank(

@@ -37,7 +37,7 @@ SelfPPO_L2ER = TypeVar("SelfPPO_L2ER", bound="PPO_L2ER")
 ErMode = Literal["loss", "step"]
 
 # Rows of the rollout on which train/erank_* is taken: enough for a stable number, few enough for image features.
-LOGGED_ROWS = 2048
+LOGGED_ROWS = 1024
 
 
 class PPO_L2ER(PPO):
@@ -58,7 +58,7 @@ class PPO_L2ER(PPO):
     preset the arguments left out come from that preset.
 
     Besides PPO's keys, each update logs ``train/erank_policy`` and ``train/erank_value``, on the rollout's own features
-    before the update (at most 2,048 rows: compare only at equal numbers of rows), and, of the penalties that are on,
+    before the update (at most 1,024 rows: compare only at equal numbers of rows), and, of the penalties that are on,
     ``train/er_loss``, -(erank_policy + erank_value) on the samples it was applied to, and ``train/l2_loss``,
     :math:`\lVert\theta\rVert^2`, both without their coefficient.
 
