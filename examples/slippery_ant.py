@@ -84,6 +84,7 @@ def draw(folder: Path) -> Path:
     epsilon_rank.set_ylim(0, 1.6 * starts[f"epsilon_rank_{EPSILON:g}"].max())
     epsilon_rank.legend(loc="upper left", fontsize=7, ncols=4)
     epsilon_rank.set_xlabel("environment steps")
+    epsilon_rank.locator_params(axis="x", nbins=5)
     for panel in panels:
         panel.set_xlim(0, steps.max())
         for boundary in boundaries:
