@@ -75,6 +75,17 @@ def statistics_path(model_path: Path) -> Path:
     return model_path.with_suffix("") / "vecnormalize.pkl"
 
 
+def step_of(model_path: Path) -> int | None:
+    """
+    Say at which step a checkpoint was taken.
+
+    :param model_path: ``rl_model_N_steps.zip``, or another model
+    :return: N; None for a model that is no checkpoint
+    """
+    match = CHECKPOINT.fullmatch(model_path.stem)
+    return int(match[2]) if match else None
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     Read what a saved model says of itself.

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sb3_plasticity.zoo.checkpoints import CHECKPOINT
+from sb3_plasticity.zoo.checkpoints import step_of
 from sb3_plasticity.zoo.errors import UsageError
 
 # Options of ``train`` that a resumed run takes over from its predecessor unless they are given anew.
@@ -65,8 +65,7 @@ class Run:
 
     def __init__(self, model_path: Path) -> None:
         self.folder = model_path.parent
-        step = CHECKPOINT.fullmatch(model_path.stem)
-        self.step = int(step[2]) if step else None
+        self.step = step_of(model_path)
         found = sorted(self.folder.glob("*/args.yml"))
         self._files = found[0].parent if len(found) == 1 else None
 
