@@ -35,7 +35,7 @@ test-slow: $(DEVELOP)  ## the tests that take minutes each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 test-oldest: $(DEVELOP)  ## the zoo's tests with the oldest versions of its libraries that are accepted
-	$(BIN)/python tests/zoo/check_oldest.py
+	$(BIN)/python tests/check_oldest.py
 
 lint: $(DEVELOP)  ## ruff: style, docstrings, formatting
 	$(BIN)/ruff check .

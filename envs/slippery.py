@@ -46,14 +46,8 @@ __all__ = [
 ]
 
 
-class SlipperyAntEnv(NonStationaryMixin, AntEnv):
-    """
-    ``Ant-v5`` on a ground whose friction changes every two million steps (Dohare et al., Nature, 2024).
-
-    :param contact_cost_weight: weight of the contact forces in the cost
-    :param include_cfrc_ext_in_observation: whether the 78 contact forces are part of the observation
-    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Ant-v5``
-    """
+class _NoContactForcesMixin(NonStationaryMixin):
+    """A world that changes, without the contact forces unless they are asked for."""
 
     def __init__(
         self,
@@ -67,6 +61,16 @@ class SlipperyAntEnv(NonStationaryMixin, AntEnv):
             include_cfrc_ext_in_observation=include_cfrc_ext_in_observation,
             **kwargs,
         )
+
+
+class SlipperyAntEnv(_NoContactForcesMixin, AntEnv):
+    """
+    ``Ant-v5`` on a ground whose friction changes every two million steps (Dohare et al., Nature, 2024).
+
+    :param contact_cost_weight: weight of the contact forces in the cost
+    :param include_cfrc_ext_in_observation: whether the 78 contact forces are part of the observation
+    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Ant-v5``
+    """
 
 
 class NonStationaryAntEnv(SlipperyAntEnv):
@@ -96,7 +100,7 @@ class SlipperyWalker2dEnv(NonStationaryMixin, Walker2dEnv):
     """``Walker2d-v5`` on a ground whose friction changes; keywords of :class:`NonStationaryMixin` and the parent."""
 
 
-class SlipperyHumanoidEnv(NonStationaryMixin, HumanoidEnv):
+class SlipperyHumanoidEnv(_NoContactForcesMixin, HumanoidEnv):
     """
     ``Humanoid-v5`` on a ground whose friction changes.
 
@@ -104,16 +108,3 @@ class SlipperyHumanoidEnv(NonStationaryMixin, HumanoidEnv):
     :param include_cfrc_ext_in_observation: whether the 78 contact forces are part of the observation
     :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Humanoid-v5``
     """
-
-    def __init__(
-        self,
-        *,
-        contact_cost_weight: float = 0.0,
-        include_cfrc_ext_in_observation: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            contact_cost_weight=contact_cost_weight,
-            include_cfrc_ext_in_observation=include_cfrc_ext_in_observation,
-            **kwargs,
-        )

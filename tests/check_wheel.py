@@ -1,12 +1,8 @@
 """Build the wheel, install it in a clean environment and use it from another folder: ``make wheel``."""
 
 import subprocess
-import sys
-import tempfile
-import venv
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from clean_environment import ROOT, clean_environment
 
 USE = """
 import gymnasium as gym
@@ -25,18 +21,7 @@ print(f"sb3_plasticity {sb3_plasticity.__version__} works from its wheel: {model
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, str(ROOT)],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        (wheel,) = Path(folder).glob("*.whl")
-        environment = Path(folder) / "venv"
-        venv.create(environment, with_pip=True)
-        python = environment / "bin" / "python"
-        constraints = ROOT / "constraints.txt"
-        subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, wheel], check=True)
+    with clean_environment(ROOT / "constraints.txt") as (folder, python):
         subprocess.run([python, "-c", USE], check=True, cwd=folder)
 
 

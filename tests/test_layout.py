@@ -16,6 +16,7 @@ ALLOWED = {
     "sb3_plasticity/callbacks": {"common", "curvature"},
     "sb3_plasticity/vec_env.py": {"envs"},
     "sb3_plasticity/zoo": {"callbacks", "cli", "common", "curvature", "envs", "ppo_l2er", "vec_env", "zoo_configs"},
+    "sb3_plasticity/study": {"callbacks", "common", "curvature", "envs", "ppo_l2er", "vec_env", "zoo"},
     "envs": set(),
 }
 PLAIN_TORCH = [

@@ -1,0 +1,22 @@
+"""Run the zoo's tests from the wheel with the oldest libraries it accepts: ``make test-oldest``."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from clean_environment import clean_environment
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    with clean_environment(HERE / "oldest.txt", "[zoo]", "pytest>=8") as (folder, python):
+        # a copy, so that the installed package is tested and not the checkout
+        tests = shutil.copytree(HERE / "zoo", folder / "tests")
+        options = ["-q", "-c", os.devnull, "--rootdir", str(tests), "-p", "no:cacheprovider", "-m", "not slow"]
+        subprocess.run([python, "-m", "pytest", *options, str(tests)], check=True, cwd=tests)
+
+
+if __name__ == "__main__":
+    main()
