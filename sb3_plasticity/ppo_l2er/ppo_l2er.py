@@ -103,7 +103,8 @@ class PPO_L2ER(PPO):
     :param er_batch_size: in ``"loss"`` mode, rank the features of this many transitions drawn from the rollout instead
         of the minibatch's own, which cannot show more rank than it has rows
     :param l2_log_std: Whether the squared norm includes the log standard deviation of the actions. Decay pulls it to 0,
-        the standard deviation to 1: more exploration, whatever it does for the networks
+        the standard deviation to 1: more exploration, whatever it does for the networks. ``"only"``: the squared norm
+        is that of the log standard deviation alone, the control that tells the one from the other
     :param rank_of: spectrum whose effective rank is taken: ``"covariance"``, the eigenvalues of E[a a^T] (poster), or
         ``"features"``, the singular values of the uncentred feature matrix (authors' code)
     :param er_aggregate: ``"mean"``: mean over layers of their effective ranks. ``"sum"``: effective rank of the layers'
@@ -150,7 +151,7 @@ class PPO_L2ER(PPO):
         er_mode: ErMode = "loss",
         er_interval: int = 16,
         er_batch_size: int | None = None,
-        l2_log_std: bool = True,
+        l2_log_std: bool | Literal["only"] = True,
         rank_of: RankOf = "covariance",
         er_aggregate: ErAggregate = "mean",
         compile: bool = False,
@@ -215,7 +216,13 @@ class PPO_L2ER(PPO):
             _check_count("er_batch_size", self.er_batch_size, at_least=2)
             if self.er_batch_size > (size := self.n_steps * self.n_envs):
                 raise ValueError(f"er_batch_size={self.er_batch_size}: accepted are at most n_steps * n_envs = {size}")
+        if self.l2_log_std not in (True, False, "only"):
+            raise ValueError(f"l2_log_std={self.l2_log_std!r}: accepted are True, False and 'only'")
         super()._setup_model()
+        if self.l2_log_std == "only" and not self._l2_parameters:
+            raise ValueError(
+                "l2_log_std='only': this policy has no log standard deviation; accepted are True and False"
+            )
         self.er_coef = FloatSchedule(self.er_coef)
         self.l2_coef = FloatSchedule(self.l2_coef)
 
@@ -243,10 +250,11 @@ class PPO_L2ER(PPO):
 
     @property
     def _l2_parameters(self) -> list[nn.Parameter]:
+        log_std, others = bool(self.l2_log_std), self.l2_log_std != "only"
         return [
             parameter
             for name, parameter in self.policy.named_parameters()
-            if parameter.requires_grad and (self.l2_log_std or name != "log_std")
+            if parameter.requires_grad and (log_std if name == "log_std" else others)
         ]
 
     def collect_rollouts(

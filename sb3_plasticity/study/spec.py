@@ -1,6 +1,7 @@
 """What a study is: the YAML file, its methods, seeds and environments, and the runs that follow from them."""
 
 import copy
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,11 @@ import gymnasium as gym
 import yaml
 from gymnasium.envs.registration import load_env_creator
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_plasticity.callbacks.curvature import CurvatureCallback
+from sb3_plasticity.callbacks.plasticity import PlasticityCallback
 from sb3_plasticity.envs import ENV_IDS
 from sb3_plasticity.zoo import config
 from sb3_plasticity.zoo.errors import UsageError, nearest
@@ -180,6 +184,8 @@ def parse_study(content: Mapping[str, Any], where: str) -> Study:
     for key in ("curvature", "plasticity", "env_kwargs"):
         if key in given and given[key] is not None:
             given[key] = _mapping(given[key], f"{where}: {key}")
+    for key, callback in (("curvature", CurvatureCallback), ("plasticity", PlasticityCallback)):
+        _check_callback(callback, given.get(key), f"{where}: {key}")
     if len({folder_name(str(method)) for method in _mapping(given["methods"], f"{where}: methods")}) < len(
         given["methods"]
     ):
@@ -218,6 +224,14 @@ def _entry(common: Mapping[str, Any], above: Any, where: str) -> dict[str, Any]:
     if "policy" not in entry:
         raise UsageError(f"{where}: policy is missing")
     return entry
+
+
+def _check_callback(callback: type[BaseCallback], keywords: Mapping[str, Any] | None, where: str) -> None:
+    config.check_names(keywords or {}, inspect.signature(callback).parameters, where)
+    try:
+        callback(**(keywords or {}))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def _check_env(env_id: str, env_kwargs: Mapping[str, Any], where: str) -> None:

@@ -145,14 +145,29 @@ def test_l2_log_std_leaves_the_log_std_out():
         max_grad_norm=1e9,
         policy_kwargs=dict(optimizer_class=th.optim.SGD, log_std_init=-2.0),
     )
-    included, left_out = collected(l2_log_std=True, **common), collected(l2_log_std=False, **common)
-    included.train()
-    left_out.train()
-    first, second = parameters(included), parameters(left_out)
+    included, left_out, alone = (collected(l2_log_std=choice, **common) for choice in (True, False, "only"))
+    none = collected(**{**common, "l2_coef": 0.0})
+    for model in (included, left_out, alone, none):
+        model.train()
+    first, second, third, plain = map(parameters, (included, left_out, alone, none))
     # lr * 2 * l2_coef * theta = 0.5 * 2 * 0.1 * (-2): decay moves log_std up by 0.2
     assert (first["log_std"] - second["log_std"]).item() == pytest.approx(0.2, abs=1e-6)
+    assert (third["log_std"] - plain["log_std"]).item() == pytest.approx(0.2, abs=1e-6)
     for name in first.keys() - {"log_std"}:
         th.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-5)
+        th.testing.assert_close(third[name], plain[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "env", "message"),
+    [
+        ("all", "Pendulum-v1", "l2_log_std='all': accepted are"),
+        ("only", "CartPole-v1", "has no log standard deviation"),
+    ],
+)
+def test_l2_log_std_that_cannot_be(choice, env, message):
+    with pytest.raises(ValueError, match=message):
+        PPO_L2ER("MlpPolicy", env, l2_log_std=choice)
 
 
 @pytest.mark.parametrize("er_interval, minibatches", [(1, 4), (2, 4), (3, 4), (8, 4), (5, 3)])
