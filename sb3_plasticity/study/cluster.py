@@ -1,5 +1,6 @@
 """The runs of a study on a Ray cluster."""
 
+import logging
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ class RayScheduler:
         self.study = study.absolute()
         self.jobs = jobs
         try:
-            ray.init(address, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UsageError(f"--ray {address}: {error}") from error
 

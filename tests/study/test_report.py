@@ -1,0 +1,172 @@
+"""The report as a whole: one page that stands alone, honest about what it lacks."""
+
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from synthetic import write_run, write_study
+
+from sb3_plasticity.study import wording
+from sb3_plasticity.study.report import new_folder, write_report
+from sb3_plasticity.study.statistics import Estimate
+from sb3_plasticity.zoo.errors import UsageError
+
+FIGURES = ("figure1_return", "figure2_spectra", "figure3_rank", "figure4_trainability", "figure5_tasks",
+           "figure6_mechanisms", "cost")  # fmt: skip
+HOSTILE = "L2 <b>x</b> $y_1$"
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, jump to and show."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.links, self.ids, self.tags, self.words = [], [], set(), set(), []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tags.add(tag)
+        self.ids |= {given["id"]} if "id" in given else set()
+        if tag == "img":
+            self.images.append(given)
+        if tag == "a":
+            self.links.append(given["href"])
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two methods, three seeds, one of the runs crashed."""
+    root = tmp_path_factory.mktemp("study")
+    study = write_study(root, ["PPO", HOSTILE], [0, 1, 2], 3, 20_000, rho=[0.02, 0.03])
+    for run in study.runs():
+        write_run(root, study, run, "crashed" if (run.method, run.seed) == (HOSTILE, 2) else "finished")
+    path = write_report(root)
+    return path, Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_stands_alone(whole):
+    path, page = whole
+    assert path.name == "report.html" and path.parent.name == "report"
+    assert len(page.images) == len(FIGURES)
+    assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 20 for image in page.images)
+    assert not page.tags & {"script", "link", "iframe"}
+    assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", path.read_text(encoding="utf-8"))
+
+
+def test_every_link_leads_somewhere(whole):
+    path, page = whole
+    for link in page.links:
+        assert link[1:] in page.ids if link.startswith("#") else (path.parent / link).is_file(), link
+
+
+def test_figures_and_numbers_lie_beside_it(whole):
+    path, _ = whole
+    for name in FIGURES:
+        for ending, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
+            assert (path.parent / (name + ending)).read_bytes().startswith(magic)
+    tasks = pd.read_csv(path.parent / "tasks.csv")
+    assert list(tasks.columns) == [
+        "env_id", "method", "seed", "task_index", "task_value", "final_return", "auc", "steps_to_recover", "success",
+        "epsilon_rank_policy_ggn", "epsilon_rank_value_ggn",
+    ]  # fmt: skip
+    assert len(tasks) == 5 * 3
+    summary = pd.read_csv(path.parent / "summary.csv").set_index("method")
+    assert list(summary.n_seeds) == [3, 2]
+    finals = tasks[tasks.task_index == 2].set_index(["method", "seed"]).final_return
+    differences = finals[HOSTILE] - finals["PPO"]  # seed 2 has no partner
+    assert summary.last_return_difference[HOSTILE] == pytest.approx(differences.mean())
+    assert summary.last_return["PPO"] == pytest.approx(finals["PPO"].mean())
+    assert summary.last_return_low["PPO"] == pytest.approx(finals["PPO"].min())
+
+
+def test_names_and_errors_cannot_write_html(whole):
+    path, page = whole
+    text = path.read_text(encoding="utf-8")
+    assert "b" not in page.tags
+    assert "L2 &lt;b&gt;x&lt;/b&gt; $y_1$" in text and HOSTILE in page.text
+    assert "RuntimeError: <b>out of memory</b>" in page.text
+
+
+def test_it_begins_with_what_was_found_and_what_is_missing(whole):
+    _, page = whole
+    start = page.text[: page.text.index("Return over steps")]
+    assert f"{HOSTILE} returns" in start and re.search(r"2 seeds; the interval (excludes|contains) 0", start)
+    assert "but over 2 seeds such an interval misses the truth in 50% of studies" in start
+    assert "between 2 and 3 seeds" in start and "about 50% of studies" in start
+    assert "5 of 6 runs are in this report" in start and f"{HOSTILE}, seed 2, on SlipperyAnt-v0, crashed" in start
+
+
+def test_it_ends_with_what_it_was_made_with(whole):
+    _, page = whole
+    for fact in ("0123456789abcdef", "AMD EPYC", "2.13.0", "0, 1, 2", "n_timesteps: 60000"):
+        assert fact in page.text[page.text.rindex("What this was made with") :]
+
+
+def test_a_single_run_without_spectra(tmp_path):
+    study = write_study(tmp_path, ["PPO"], [0], 2)
+    (run,) = study.runs()
+    folder = write_run(tmp_path, study, run, curvature=False)
+    (folder.path / "from_0" / "progress.csv").unlink()
+    path = write_report(tmp_path, tmp_path / "elsewhere")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "1 seed has no interval" in page.text or "One seed has no interval" in page.text
+    assert "there is no finished run to compare it with" in page.text
+    assert page.text.count("Left out: no finished run has a spectrum of the policy GGN") == 3
+    assert "Left out: the logs of the finished runs have none of these measures" in page.text
+    assert [image["alt"][:6] for image in page.images] == ["Return", "Final ", "Wall t"]
+    assert path.parent == tmp_path / "elsewhere" and not (path.parent / "fits.csv").exists()
+    assert pd.read_csv(path.parent / "summary.csv").last_return_low.isna().all()
+
+    with pytest.raises(UsageError, match="it is not empty: accepted is"):
+        write_report(tmp_path, path.parent)
+    with pytest.raises(UsageError, match="accepted is a folder"):
+        write_report(tmp_path, tmp_path / "study.yml" / "deeper")
+
+
+def test_an_older_report_stays(tmp_path):
+    assert [new_folder(tmp_path, None).name for _ in range(3)] == ["report", "report_2", "report_3"]
+
+
+def test_several_environments_have_a_section_each(tmp_path):
+    env_ids = ["SlipperyAnt-v0", "SlipperyHopper-v0"]
+    study = write_study(tmp_path, ["PPO", "L2"], [0, 1], 2, env_ids=env_ids)
+    for run in study.runs():
+        folder = write_run(tmp_path, study, run, curvature=run.env_id == env_ids[0])
+        (folder.path / "from_0" / "progress.csv").unlink()
+    path = write_report(tmp_path)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert {*env_ids, "across"} <= page.ids
+    for env_id in env_ids:
+        assert f"On {env_id}, L2 returns" in page.text
+        assert (path.parent / f"figure1_return_{env_id}.png").is_file()
+    assert not (path.parent / "figure2_spectra_SlipperyHopper-v0.png").exists()
+    assert len(pd.read_csv(path.parent / "summary.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "written"),
+    [
+        (wording.number, -1234.5, "−1,234"),
+        (wording.number, 0.123, "0.12"),
+        (wording.number, -0.0, "0"),
+        (wording.number, float("nan"), "–"),
+        (wording.numbers, Estimate(812, 101, 1510, 5), "812 [101, 1,510]"),
+        (wording.percents, Estimate(0.25, 0.1, 0.4, 5), "25% [10, 40]"),
+        (wording.correlation, Estimate(-0.206, -0.4, 0.02, 5), "−0.21 [−0.40, 0.02]"),
+        (wording.duration, 7500, "2 h 05 min"),
+        (wording.short, 1_200_000, "1.2M"),
+    ],
+)
+def test_wording(function, given, written):
+    assert function(given) == written
+
+
+def test_steps_to_recover_that_are_censored():
+    assert wording.recovery(float("inf"), 200_000) == "> 200,000"
+    assert wording.recovery(40_000, 200_000) == "40,000"

@@ -1,0 +1,184 @@
+"""Measures and intervals against hand calculations, SciPy and simulation."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from sb3_plasticity.study.statistics import (
+    COVERAGE,
+    area_under_curve,
+    band,
+    bin_means,
+    centred,
+    cluster_interval,
+    coverage,
+    curve,
+    final_return,
+    fit,
+    interval,
+    iqm,
+    paired,
+    r_squared,
+    spearman,
+    steps_to_recover,
+    trainability,
+)
+
+
+def test_final_return_is_of_the_last_share_and_what_ends_after():
+    steps, returns = np.array([10.0, 75, 76, 100, 104]), np.array([1.0, 2, 3, 5, 10])
+    assert final_return(steps, returns, 0, 100, 0.25) == 6.0  # 3, 5, 10: the episode at 75 is not in (75, 100]
+    assert math.isnan(final_return(steps[:2], returns[:2], 0, 100, 0.25))
+
+
+def test_area_under_the_curve_weighs_episodes_by_length():
+    assert area_under_curve(np.array([10.0, 40]), np.array([100.0, 300])) == 32.5
+    assert math.isnan(area_under_curve(np.array([]), np.array([])))
+
+
+def test_bins_hold_their_upper_edge():
+    np.testing.assert_array_equal(
+        bin_means(np.array([0.0, 1, 10, 11, 31]), np.array([9.0, 1, 3, 5, 9]), np.array([0.0, 10, 20, 30])),
+        [2, 5, math.nan],
+    )
+
+
+def test_curve_interpolates_gaps_and_begins_with_the_first_record():
+    values = curve(np.array([15.0, 35, 36]), np.array([2.0, 6, math.nan]), np.array([0.0, 10, 20, 30, 40, 50]))
+    np.testing.assert_array_equal(values, [math.nan, 2, 4, 6, 6])
+
+
+@pytest.mark.parametrize(
+    ("returns", "before", "expected"),
+    [
+        # twentieths of 1000..1200 end at 1010, 1020, ...; lowest 100, wanted 100 + 0.9 * 900 = 910
+        ([500, 100, 600, 909, 910, 1200], 1000.0, 50.0),
+        ([500, 100, 600, 909], 1000.0, math.inf),
+        ([1000, 1100, 1000], 1000.0, 0.0),  # no drop
+        ([990, 995, 100, 800], 1000.0, math.inf),  # it was above the line before its lowest only
+        ([-500, -900, -600, -520, -509], -500.0, 40.0),  # wanted -540
+        ([500, 100], math.nan, math.nan),  # no task before
+        ([], 1000.0, math.nan),
+    ],
+)
+def test_steps_to_recover(returns, before, expected):
+    steps = 1000 + 10 * np.arange(1, len(returns) + 1)
+    found = steps_to_recover(steps.astype(float), np.array(returns, dtype=float), 1000, 1200, before, 0.9)
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_iqm_of_a_few_numbers():
+    assert iqm(np.array([1.0, 2, 30])) == 11  # nothing is taken off
+    assert iqm(np.array([100.0, 1, 2, -50, 6])) == 3  # 1, 2, 6
+    np.testing.assert_array_equal(iqm(np.array([[8.0, 0, 3, 1], [4, 4, 4, 4]])), [2, 4])
+
+
+def test_interval_of_few_runs():
+    estimate = interval(np.array([3.0, 1, 2, math.nan]))
+    # Of 27 resamples one is (1, 1, 1) and one (3, 3, 3): 3.7% each, more than the 2.5% that are cut off.
+    assert (estimate.value, estimate.low, estimate.high, estimate.n) == (2, 1, 3, 3)
+    single = interval(np.array([7.0]))
+    assert single.value == 7 and not single.has_interval and not single.excludes_zero
+    assert math.isnan(interval(np.array([])).value)
+    assert interval(np.array([3.0, 4, 5])).excludes_zero and not interval(np.array([-3.0, 4, 5])).excludes_zero
+
+
+def test_the_same_numbers_give_the_same_interval():
+    values = np.random.default_rng(0).normal(size=7)
+    assert interval(values) == interval(values)
+
+
+def test_stratified_interval_keeps_differences_between_environments_out():
+    """Two environments a thousand apart: resampled together, the mean would wander between them."""
+    low, high = np.array([0.0, 1, 2, 3]), np.array([1000.0, 1001, 1002, 1003])
+    estimate = interval(low, high, statistic=np.mean)
+    assert estimate.value == 501.5 and 500 <= estimate.low < estimate.high <= 503
+    assert np.ptp(np.array([(e := interval(np.concatenate([low, high]), statistic=np.mean)).low, e.high])) > 300
+    assert not interval(low, np.array([1.0])).has_interval
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_coverage_is_what_the_report_says(n):
+    """Percentile bootstrap of the IQM of n normal values; with n = 3 at most 1 - 2 * 2^-3 = 75%."""
+    _, low, high = band(np.random.default_rng(n).normal(size=(1500, n)))
+    assert 100 * np.mean((low <= 0) & (high >= 0)) == pytest.approx(COVERAGE[n], abs=2.5)
+    assert COVERAGE[3] <= 75
+
+
+def test_coverage_of_a_number_of_seeds_that_was_not_simulated():
+    assert (coverage(9), coverage(100)) == (COVERAGE[8], COVERAGE[20])
+
+
+def test_band_needs_every_seed_at_a_point():
+    value, low, high = band(np.array([[math.nan, 1.0, 2], [1, 2, 3]]))
+    np.testing.assert_array_equal(value, [math.nan, 2])
+    assert (low[1], high[1]) == (1, 3) and math.isnan(low[0])
+    value, low, high = band(np.array([[5.0], [6]]))
+    np.testing.assert_array_equal(value, [5, 6])
+    assert np.isnan(low).all() and np.isnan(high).all()
+
+
+def test_paired_differences_leave_out_what_seeds_share():
+    """Seeds differ by thousands, methods by 100 +- 1: only pairing shows it."""
+    rng = np.random.default_rng(0)
+    seeds = pd.Series(rng.normal(scale=3000, size=5), index=range(5))
+    baseline = seeds + rng.normal(size=5)
+    own = (seeds + 100 + rng.normal(size=5)).sample(frac=1, random_state=1)
+    together = interval(paired(own, baseline).to_numpy())
+    assert together.value == pytest.approx(100, abs=2) and 97 < together.low < together.high < 103
+    assert not interval(own.to_numpy()).excludes_zero
+    assert list(paired(own, baseline[[3, 1]]).index) in ([1, 3], [3, 1])
+
+
+def test_fit_agrees_with_scipy():
+    rng = np.random.default_rng(1)
+    x = rng.uniform(size=40)
+    y = 3 * x + rng.normal(size=40)
+    line = fit(np.append(x, math.nan), np.append(y, 1.0), np.append(np.repeat(np.arange(8), 5), 0))
+    oracle = stats.linregress(x, y)
+    assert line is not None and line.n == 40
+    assert (line.slope, line.intercept) == pytest.approx((oracle.slope, oracle.intercept))
+    assert line.r_squared.value == pytest.approx(oracle.rvalue**2)
+    assert line.spearman.value == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert line.r_squared.n == 8 and line.r_squared.low < line.r_squared.value < line.r_squared.high
+
+
+def test_correlations_of_constants_and_ties():
+    assert math.isnan(r_squared(np.array([[1.0, 2], [1, 3], [1, 4]])))
+    ties = np.array([[1.0, 1], [2, 2], [2, 5], [3, 4]])
+    assert spearman(ties) == pytest.approx(stats.spearmanr(*ties.T).statistic)
+    assert fit(np.ones(5), np.arange(5.0), np.arange(5)) is None
+    assert fit(np.arange(2.0), np.arange(2.0), np.arange(2)) is None
+    single = fit(np.arange(4.0), np.array([0.0, 1, 3, 2]), np.zeros(4))
+    assert single is not None and not single.r_squared.has_interval
+
+
+def test_clusters_are_resampled_whole():
+    """Ten copies of three points are three points: the interval must not shrink with the copies."""
+    points = [np.array([[value]]) for value in (1.0, 2.0, 6.0)]
+    once = cluster_interval(points, lambda rows: float(rows.mean()))
+    copies = cluster_interval([np.repeat(point, 10, axis=0) for point in points], lambda rows: float(rows.mean()))
+    assert once == copies
+    assert (once.value, once.low, once.high, once.n) == (3, 1, 6, 3)
+
+
+def test_centring_leaves_differences_within_groups():
+    values = centred(np.array([1.0, 3, 10, math.nan, 5]), np.array([0, 0, 1, 1, 2]))
+    np.testing.assert_array_equal(values, [-1, 1, math.nan, math.nan, math.nan])
+
+
+def test_trainability_by_hand():
+    rank = np.array([0.01, 0.02, 0.02, 0.05, math.nan, 0.05])
+    success = np.array([0.0, 0, 1, 1, 1, 1])
+    low, middle, high = trainability(rank, success, np.array([0, 0, 0, 1, 1, 1]), [0.0, 0.02, 0.9])
+    assert (low["n"], low["n_reached"], low["share_reached"], low["success_reached"].value) == (5, 5, 1.0, 0.6)
+    assert math.isnan(low["success_below"].value)
+    assert (middle["n_reached"], middle["share_reached"]) == (4, 0.8)
+    assert (middle["success_reached"].value, middle["success_below"].value) == (0.75, 0.0)
+    # Seeds resampled: 0 twice is 1 of 2, 1 twice all of them.
+    assert (middle["success_reached"].low, middle["success_reached"].high) == (0.5, 1.0)
+    assert high["n_reached"] == 0 and math.isnan(high["success_reached"].value)
+    assert high["success_below"].value == 0.6
