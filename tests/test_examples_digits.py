@@ -2,6 +2,8 @@
 
 import importlib.util
 import itertools
+import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("sklearn")
 
-from sb3_plasticity import Spectrum, load_spectra
+from sb3_plasticity import load_spectra
 
 PATH = Path(__file__).parents[1] / "examples" / "continual_digits.py"
 SPEC = importlib.util.spec_from_file_location("continual_digits", PATH)
@@ -161,14 +163,6 @@ def test_curvature_is_that_of_the_cross_entropy():
     assert spectra["hessian"].largest == pytest.approx(spectra["ggn"].largest, rel=1e-4)
 
 
-def test_interval_is_the_interquartile_mean_between_its_ends():
-    values = np.array([[1.0], [2.0], [3.0], [4.0], [100.0]])
-    low, mid, high = example.interval(values)[:, 0]
-    assert mid == 3.0  # of the middle three
-    assert 1 <= low < mid < high <= 100
-    assert example.interval(values[:1]).ravel().tolist() == [1.0] * 3
-
-
 def linear_table(offsets):
     """Accuracy = rank + the method's offset: a perfect line within each method."""
     rows = itertools.product(range(3), offsets, range(5))
@@ -176,28 +170,51 @@ def linear_table(offsets):
         [
             {"seed": seed, "method": method, "task": task, "hessian_rank": rank, "accuracy": rank + offsets[method]}
             for seed, method, task in rows
-            for rank in [0.1 * task + 0.01 * seed]
+            for rank in (0.1 * task + 0.01 * seed,)
         ]
     )
 
 
-def test_r_squared():
-    assert example.r_squared(linear_table({"BP": 0.0, "L2": 0.0}), "hessian_rank") == pytest.approx([1, 1, 1])
+def test_fit_leaves_out_the_fresh_network_and_differences_between_methods():
     table = linear_table({"BP": 0.0, "L2": 0.5})
+    table.loc[table.task == 0, "accuracy"] = 7.0
     x, y = table[table.task > 0][["hessian_rank", "accuracy"]].to_numpy().T
-    low, mid, high = example.r_squared(table, "hessian_rank")
-    residuals = y - np.polyval(np.polyfit(x, y, 1), x)
-    assert mid == pytest.approx(1 - residuals.var() / y.var()) and low <= mid <= high and mid < 0.5
-    assert example.r_squared(table, "hessian_rank", "method") == pytest.approx([1, 1, 1])
+    slope, intercept = np.polyfit(x, y, 1)
+    fit = example.fit_accuracy(table, "hessian_rank")
+    assert fit.n == 24 and fit.slope == pytest.approx(slope) and fit.intercept == pytest.approx(100 * intercept)
+    explained = 1 - (y - slope * x - intercept).var() / y.var()
+    assert fit.r_squared.value == pytest.approx(explained) and explained < 0.5
+    assert fit.r_squared.low <= explained <= fit.r_squared.high
+    fit = example.fit_accuracy(table, "hessian_rank", "method")
+    assert [fit.r_squared.low, fit.r_squared.value, fit.slope] == pytest.approx([1, 1, 1])
 
 
-def test_report_and_picture(tables):
+def test_command_reports_and_draws(tables, tmp_path, monkeypatch, capsys):
+    """Everything but the processes, whose work is the fixture's."""
     folder, table = tables
-    text = example.report(table)
+
+    def run_all(args, new_folder):
+        assert (args.seeds, args.tasks, args.l2_coef, args.er_coef) == (5, 2, 1e-4, 1e-3)
+        shutil.copytree(folder / "spectra", new_folder / "spectra")
+        return table
+
+    monkeypatch.setattr(example, "run_all", run_all)
+    monkeypatch.setattr(sys, "argv", ["continual_digits.py", "--tasks", "2", "--every", "1", "--out", str(tmp_path)])
+    example.main()
+    text = capsys.readouterr().out
     later = table[(table.task == 1) & (table.method == "ER")].sort_values("seed").accuracy * 100
     (line,) = [line for line in text.split("online accuracy")[1].splitlines()[:7] if line.startswith("ER ")]
     # Two seeds: the interquartile mean is the mean, the interval's ends are the two seeds.
     assert f"{later.mean():.1f} [ {later.min():.1f}, {later.max():.1f}]" in line
-    path = example.draw(folder, table)
-    assert path.stat().st_size > 50_000 and path.with_suffix(".pdf").stat().st_size > 10_000
-    assert isinstance(Spectrum.load(example.spectrum_path(folder, "BP", 0, 1, "ggn")), Spectrum)
+    (made,) = tmp_path.iterdir()
+    pd.testing.assert_frame_equal(pd.read_csv(made / "tasks.csv"), table, check_exact=False, rtol=1e-4)
+    assert (made / "continual_digits.png").stat().st_size > 50_000
+    assert (made / "continual_digits.pdf").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("bad", ["--seeds 0", "--tasks 5", "--er-coef nan", "--l2-coef -1.0"])
+def test_bad_arguments_are_refused_at_once(bad, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["continual_digits.py", "--out", str(tmp_path), *bad.split()])
+    with pytest.raises(SystemExit):
+        example.main()
+    assert f"{bad}: accepted are" in capsys.readouterr().err and not list(tmp_path.iterdir())
