@@ -4,8 +4,8 @@ What L2-ER and the callbacks cost, as shares and ratios measured side by side in
     python benchmarks/overhead.py
 
 Prints tables and writes ``results/overhead.json``: the L2-ER penalties in both modes against none; the step mode
-against the forward and backward pass over the rollout that it cannot do without; the update of a minibatch against its
-size; the callbacks against training on tasks of 200,000 steps.
+against the forward and backward pass over the rollout that it cannot do without, and as a share of the time; the update
+of a minibatch against its size; the callbacks against training on tasks of 200,000 steps.
 """
 
 import argparse
@@ -19,10 +19,12 @@ from typing import Any
 
 import torch as th
 from measure import machine, median
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from training import OFF, ROLLOUT, SETTINGS, STEP, ours
 
 from sb3_plasticity import PPO_L2ER, CurvatureCallback, PlasticityCallback
+from sb3_plasticity.common.functional import functional_call
 from sb3_plasticity.common.rollout import rollout_samples
 
 TASK_STEPS = 200_000
@@ -53,15 +55,20 @@ def alternate(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list
     return times
 
 
+# As the penalties are switched on: the default, the authors' step on the default spectrum and on theirs.
+MODES: dict[str, dict[str, Any]] = {
+    "loss": {},
+    "step": STEP,
+    "step, features": STEP | dict(rank_of="features"),
+}
+
+
 def penalties(rounds: int) -> dict[str, Any]:
     """Whole iterations with the penalties on, over those with them off."""
     results = {}
     for setting in SETTINGS:
         for compiled in (False, True):
-            models = {
-                mode: ours(setting, compile=compiled, **extra)
-                for mode, extra in (("off", OFF), ("loss", {}), ("step", STEP))
-            }
+            models = {mode: ours(setting, compile=compiled, **extra) for mode, extra in ({"off": OFF} | MODES).items()}
             jobs = {
                 mode: lambda model=model: model.learn(ROLLOUT, reset_num_timesteps=False, log_interval=None)
                 for mode, model in models.items()
@@ -69,45 +76,94 @@ def penalties(rounds: int) -> dict[str, Any]:
             times = alternate(jobs, rounds)
             name = f"{setting}, {'compiled' if compiled else 'eager'}"
             results[name] = {
-                mode: median(a / b for a, b in zip(times[mode], times["off"], strict=True)) for mode in ("loss", "step")
+                mode: median(a / b for a, b in zip(times[mode], times["off"], strict=True)) for mode in MODES
             }
-            print(f"{name:>24}: loss {results[name]['loss']:.3f}, step {results[name]['step']:.3f} of the time without")
+            shown = ", ".join(f"{mode} {ratio:.3f}" for mode, ratio in results[name].items())
+            print(f"{name:>24}: {shown} of the time without")
     return results
 
 
-def step_mode(rounds: int) -> dict[str, float]:
-    """An epoch's effective-rank step over a plain forward and backward pass on the same rollout."""
+class Outputs(nn.Module):
+    """What a forward pass cannot do without, in one number."""
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
+        values, log_prob, _ = self.policy.evaluate_actions(observations, actions)
+        return values.sum() + log_prob.sum()
+
+
+def bare_pass(model: PPO_L2ER) -> Callable[[], Any]:
+    """A forward and a backward pass over the rollout, compiled as the model's updates are."""
+    rollout = rollout_samples(model.rollout_buffer)
+    outputs = Outputs(model.policy)
+    if model._compiled is None:
+        return lambda: th.autograd.grad(
+            outputs(rollout.observations, rollout.actions), list(model.policy.parameters()), allow_unused=True
+        )
+    names, parameters = zip(*outputs.named_parameters(), strict=True)
+
+    def gradients(*flat: th.Tensor) -> tuple[th.Tensor, ...]:
+        def total(values: list[th.Tensor]) -> th.Tensor:
+            return functional_call(outputs, dict(zip(names, values, strict=True)), flat[len(names) :])
+
+        return tuple(th.func.grad(total)(list(flat[: len(names)])))
+
+    inputs = [*(parameter.detach() for parameter in parameters), rollout.observations, rollout.actions]
+    program = model._compiled._compile(gradients, inputs)
+    return lambda: program(*inputs)
+
+
+def step_mode(rounds: int) -> dict[str, dict[str, float]]:
+    """An epoch's effective-rank step over a bare forward and backward pass, and its share of the time."""
     results = {}
     for setting in ("paper", "dohare"):
-        model = collected(ours(setting, **STEP))
-        rollout = rollout_samples(model.rollout_buffer)
+        for compiled in (False, True):
+            for mode in ("step", "step, features"):
+                model = ours(setting, compile=compiled, **MODES[mode])
+                model.learn(ROLLOUT, log_interval=None)  # compiles
 
-        def floor(model: PPO_L2ER = model, rollout: Any = rollout) -> None:
-            values, log_prob, _ = model.policy.evaluate_actions(rollout.observations, rollout.actions)
-            parameters = list(model.policy.parameters())
-            th.autograd.grad(values.sum() + log_prob.sum(), parameters, allow_unused=True)
+                def iteration(model: PPO_L2ER = model) -> None:
+                    model.learn(ROLLOUT, reset_num_timesteps=False, log_interval=None)
 
-        times = alternate({"step": lambda model=model: model._rank_ascent(1e-6), "floor": floor}, 5 * rounds)
-        results[setting] = median(a / b for a, b in zip(times["step"], times["floor"], strict=True))
-        print(f"{setting:>24}: a step takes {results[setting]:.2f} of its forward and backward pass")
+                def step(model: PPO_L2ER = model, compiled: bool = compiled) -> None:
+                    model._rank_ascent(1e-6, compiled)
+
+                iterations = alternate({"iteration": iteration}, rounds)["iteration"]
+                times = alternate({"step": step, "bare": bare_pass(model)}, 5 * rounds)
+                name = f"{setting}, {'compiled' if compiled else 'eager'}, {mode}"
+                results[name] = {
+                    "of bare pass": median(a / b for a, b in zip(times["step"], times["bare"], strict=True)),
+                    "share of time": model.n_epochs * median(times["step"]) / median(iterations),
+                }
+                print(
+                    f"{name:>40}: {results[name]['of bare pass']:.2f} of a bare forward and backward pass, "
+                    f"{results[name]['share of time']:.1%} of the time"
+                )
     return results
 
 
 def minibatches(rounds: int) -> dict[str, dict[int, float]]:
-    """Milliseconds of a compiled minibatch update against its size."""
+    """Milliseconds of a compiled minibatch update, with L2 and without effective rank, against its size."""
     results: dict[str, dict[int, float]] = {}
     for layers in ([256], [256, 256]):
         jobs, counts = {}, {}
         for size in (16, 64, 256, 1024, 4096):
             n_steps = max(2048, size) // 8
-            policy_kwargs = dict(net_arch=layers, activation_fn=nn.ReLU)
             model = ours(
-                "dohare", compile=True, n_steps=n_steps, batch_size=size, n_epochs=1, policy_kwargs=policy_kwargs
+                "dohare",
+                compile=True,
+                n_steps=n_steps,
+                batch_size=size,
+                n_epochs=1,
+                er_coef=0.0,
+                policy_kwargs=dict(net_arch=layers, activation_fn=nn.ReLU),
             )
-            collected(model)
-            jobs[size], counts[size] = model, n_steps * 8 // size
-        times = alternate({str(size): model.train for size, model in jobs.items()}, rounds)
-        results[str(layers)] = {size: 1e3 * median(times[str(size)]) / counts[size] for size in jobs}
+            jobs[str(size)], counts[str(size)] = collected(model).train, n_steps * 8 // size
+        times = alternate(jobs, 5 * rounds)
+        results[str(layers)] = {int(size): 1e3 * median(times[size]) / counts[size] for size in jobs}
         shown = ", ".join(f"{size}: {value:.2f}" for size, value in results[str(layers)].items())
         print(f"{layers!s:>24}: ms per minibatch of {shown}")
     return results
@@ -135,7 +191,7 @@ def callbacks(rounds: int) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             for timed in (TimedCurvature(save_dir=folder), TimedPlasticity()):
                 model = ours(setting)
-                elapsed = seconds(lambda model=model, timed=timed: model.learn(rounds * 10 * ROLLOUT, callback=timed))
+                elapsed = seconds(lambda model=model, timed=timed: model.learn(5 * rounds * ROLLOUT, callback=timed))
                 training = (elapsed - timed.spent) / model.num_timesteps * TASK_STEPS
                 # The curvature was taken once, at the start of the only task here; its end costs as much again.
                 is_curvature = isinstance(timed, TimedCurvature)

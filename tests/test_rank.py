@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_plasticity.common.rank import effective_rank, effective_rank_of_covariance, epsilon_rank
+import sb3_plasticity.common.rank as module
+from sb3_plasticity.common.rank import effective_rank, effective_rank_of_covariance, epsilon_rank, training_rank
 
 BOTH = pytest.mark.parametrize("of", ["covariance", "features"])
 
@@ -165,6 +167,119 @@ def test_rank_of_a_covariance_matrix():
     th.testing.assert_close(pair, th.tensor([expected.item(), 5.0], dtype=th.float64))
     factor = first.clone().requires_grad_()
     assert th.autograd.gradcheck(lambda a: effective_rank_of_covariance(a.T @ a), (factor,), eps=1e-6, atol=1e-7)
+
+
+def gradient_by_svd(features: th.Tensor, of: str) -> np.ndarray:
+    """d erank / d A = U diag(d erank / d s) V^T, in float64."""
+    left, values, right = np.linalg.svd(features.double().numpy(), full_matrices=False)
+    power = 2 if of == "covariance" else 1
+    positive = values > 1e-7 * values[0]
+    spectrum = np.where(positive, values, 0) ** power
+    share = spectrum / spectrum.sum()
+    logarithm = np.log(np.where(positive, share, 1))
+    entropy = -(share * logarithm).sum()
+    slope = -np.exp(entropy) * (logarithm + entropy) / spectrum.sum() * power * values ** (power - 1) * positive
+    return (left * slope) @ right
+
+
+def large_features(kind: str, rows: int) -> th.Tensor:
+    """Features (rows, 200), float32: of a network, or worse."""
+    rng = generator(9)
+    hidden = th.relu(th.randn(rows, 20, generator=rng) @ th.randn(20, 200, generator=rng))
+    if kind == "dead":
+        hidden[:, th.rand(200, generator=rng) < 0.4] = 0
+    elif kind == "deficient":
+        hidden = th.randn(rows, 12, generator=rng) @ th.randn(12, 200, generator=rng)
+    elif kind == "copies":
+        hidden = hidden[:8].repeat(rows // 8, 1)
+    elif kind == "collapsed":  # 0.9999 of the second moment is one direction
+        hidden = 1e-3 * hidden + 1
+    return hidden
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [120, 600])
+@pytest.mark.parametrize("kind", ["network", "dead", "deficient", "copies", "collapsed"])
+def test_training_rank_of_large_features(kind, rows, of):
+    """In float32 and float64 where it has to be: far below what a step of training could tell."""
+    features = large_features(kind, rows)
+    expected = gradient_by_svd(features, of)
+    leaf = features.clone().requires_grad_()
+    rank = training_rank(leaf, of)
+    (grad,) = th.autograd.grad(rank, leaf)
+    assert rank.dtype == grad.dtype == th.float32
+    assert rank.item() == pytest.approx(by_svd(features.numpy(), of), rel=3e-4)
+    error = np.linalg.norm(grad.double().numpy() - expected) / np.linalg.norm(expected)
+    assert error < 3e-3, error
+    assert grad[:, (features == 0).all(0)].count_nonzero() == 0
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (40, 12), (1, 6), (6, 1)])
+def test_training_rank_of_small_features_is_the_effective_rank(of, shape):
+    features = th.relu(th.randn(shape, generator=generator(10), dtype=th.float64) + 0.3).requires_grad_()
+    rank = training_rank(features, of)
+    assert rank.item() == pytest.approx(effective_rank(features, of).item(), rel=1e-13)
+    th.testing.assert_close(th.autograd.grad(3 * rank, features)[0], 3 * gradient(features.detach(), of))
+    single = features.detach().float()
+    th.testing.assert_close(th.func.grad(lambda a: training_rank(a, of))(single), gradient(single, of))
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [1e-45, 1e-31, 1e-29, 1e-10, 1e10, 1e30])
+def test_training_rank_at_any_scale(of, scale):
+    features = large_features("dead", 120).double()
+    features /= features.max()
+    leaf = (features * scale).float().requires_grad_()
+    rank = training_rank(leaf, of)
+    (grad,) = th.autograd.grad(rank, leaf)
+    if scale > 1e-30:
+        assert rank.item() == pytest.approx(by_svd(features.numpy(), of), rel=1e-4)
+        expected = gradient_by_svd(features, of)
+        assert np.linalg.norm(grad.double().numpy() * scale - expected) < 1e-3 * np.linalg.norm(expected)
+    else:
+        assert rank.item() == 1.0 and grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("failure", ["nan", "wrong", "error"])
+def test_training_rank_falls_back_to_float64(monkeypatch, failure):
+    features = large_features("network", 120)
+    expected = by_svd(features.numpy(), "covariance")
+    eigh, calls = th.linalg.eigh, []
+
+    def failing(matrix):
+        calls.append(matrix.dtype)
+        if matrix.dtype == th.float64:
+            return eigh(matrix)
+        if failure == "error":
+            raise th.linalg.LinAlgError("did not converge")
+        values, vectors = eigh(matrix)
+        return values * (math.nan if failure == "nan" else 1.5), vectors
+
+    monkeypatch.setattr(module.th.linalg, "eigh", failing)
+    leaf = features.clone().requires_grad_()
+    rank = training_rank(leaf)
+    (grad,) = th.autograd.grad(rank, leaf)
+    assert calls == [th.float32, th.float64]
+    assert rank.item() == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(grad.numpy(), gradient_by_svd(features, "covariance"), atol=1e-6)
+
+
+def test_training_rank_of_what_is_not_finite():
+    features = th.ones(3, 2)
+    features[1, 1] = math.nan
+    with pytest.raises(ValueError, match="features contain NaN or infinity"):
+        training_rank(features)
+    with pytest.raises(ValueError, match="of='variance'"):
+        training_rank(th.ones(3, 2), "variance")
+    with pytest.raises(ValueError, match="two axes"):
+        training_rank(th.ones(2, 3, 2))
+    # A traced program cannot raise: it says NaN, and works for other features.
+    program = make_fx(lambda a: th.func.grad_and_value(training_rank)(a))(th.ones(3, 2))
+    grad, rank = program(features)
+    assert rank.isnan() and grad.isnan().all()
+    grad, rank = program(th.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    assert rank.item() == pytest.approx(10 / 9**0.9, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """
-The minibatch update as one compiled functional step: loss, gradient, L2-ER, clipping and Adam in a single program.
+The minibatch update as one compiled functional step: loss, gradient, L2-ER, clipping and Adam in a single program; and
+the authors' gradient step on the effective rank as another.
 
 What is compiled is the traced arithmetic of the very functions the eager update calls, so there is one loss. The
 policy's parameters and the optimizer's state are updated in place: they stay the truth, and eager and compiled updates
@@ -110,7 +111,7 @@ def why_not(policy: ActorCriticPolicy) -> str | None:
 
 class CompiledUpdate:
     """
-    Compiled minibatch updates of one policy.
+    Compiled updates of one policy.
 
     :param reward: the policy and how its effective rank is taken
     :param l2_names: names of the parameters that the L2 penalty runs over
@@ -177,7 +178,7 @@ class CompiledUpdate:
             inputs = list(parts) if er_batch is None else [*parts, *pytree.tree_leaves(er_batch)]
             key = (variant, self._adam_options(), tuple((leaf.shape, leaf.dtype) for leaf in inputs))
             if key not in self._programs:
-                self._programs[key] = self._compile(variant, structure, er_batch is not None, inputs)
+                self._programs[key] = self._compile_update(variant, structure, er_batch is not None, inputs)
             jobs.append((self._programs[key], inputs))
         with th.no_grad():
             statistics = [program(*self._state, self._hyperparameters, *inputs)[0] for program, inputs in jobs]
@@ -188,10 +189,47 @@ class CompiledUpdate:
         for parameter in self._parameters:
             self.policy.optimizer.state[parameter]["step"].fill_(float(self._step))
 
-    def _compile(
+    def ascend(self, samples: Samples, step_size: float) -> tuple[float, bool]:
+        """
+        Take one plain gradient step on -(erank_policy + erank_value), where its gradient is finite.
+
+        :param samples: transitions whose features are ranked
+        :param step_size: of the step
+        :return: the loss before the step, and whether it was taken
+        :raises CompilationError: if the program cannot be compiled; nothing was updated then
+        """
+        leaves, structure = pytree.tree_flatten(samples)
+        inputs = [*(parameter.detach() for parameter in self._parameters), th.tensor(step_size), *leaves]
+        key = ("ascent", tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in self._programs:
+            self._programs[key] = self._compile_ascent(structure, inputs)
+        with th.no_grad():
+            loss, finite = self._programs[key](*inputs)[0].tolist()
+        return loss, bool(finite)
+
+    def _compile_ascent(self, structure: pytree.TreeSpec, inputs: list[th.Tensor]) -> Program:
+        count = len(self._parameters)
+        objective = _RankLoss(self.reward)
+
+        def ascent(*flat: th.Tensor) -> tuple[th.Tensor]:
+            parameters, step_size, leaves = flat[:count], flat[count], flat[count + 1 :]
+            samples = pytree.tree_unflatten(list(leaves), structure)
+
+            def loss(values: Sequence[th.Tensor]) -> th.Tensor:
+                named = {f"policy.{name}": value for name, value in zip(self.names, values, strict=True)}
+                return functional_call(objective, named, (samples,))
+
+            gradients, er_loss = th.func.grad_and_value(loss)(list(parameters))
+            finite = th.stack([th.isfinite(gradient).all() for gradient in (*gradients, er_loss)]).all()
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.copy_(th.where(finite, parameter - step_size * gradient, parameter))
+            return (th.stack([er_loss, finite.to(er_loss.dtype)]),)
+
+        return self._compile(ascent, inputs)
+
+    def _compile_update(
         self, variant: Variant, structure: pytree.TreeSpec, has_er_batch: bool, inputs: list[th.Tensor]
     ) -> Program:
-        """Trace the update on copies of its inputs and compile the trace."""
         count = len(self._parameters)
 
         def update(*flat: th.Tensor) -> tuple[th.Tensor]:
@@ -205,13 +243,17 @@ class CompiledUpdate:
             )
             return (statistics,)
 
-        everything = [tensor.clone() for tensor in (*self._state, self._hyperparameters, *inputs)]
+        return self._compile(update, [*self._state, self._hyperparameters, *inputs])
+
+    def _compile(self, function: Program, inputs: list[th.Tensor]) -> Program:
+        """Trace a function on copies of its inputs and compile the trace."""
+        copies: list[Any] = [tensor.clone() for tensor in inputs]
         # Straight to the compiler: torch.compile's guards on some forty inputs would cost as much as the update itself,
         # and the key of the program cache already holds all that they would check.
         try:
             with tracing(self.policy), th.no_grad():
-                trace = make_fx(update)(*everything)
-                return inductor_compile(use_onednn(trace), everything)
+                trace = make_fx(function)(*copies)
+                return inductor_compile(use_onednn(trace), copies)
         except Exception as error:  # an exotic policy, or a compiler that does not work: it runs uncompiled
             first_line = (str(error).splitlines() or [""])[0]
             raise CompilationError(f"{type(error).__name__}: {first_line}") from error
@@ -337,6 +379,18 @@ class _Objective(nn.Module):
         )
 
 
+class _RankLoss(nn.Module):
+    """The loss of the authors' step behind a ``forward``, for ``functional_call``."""
+
+    def __init__(self, reward: EffectiveRankReward) -> None:
+        super().__init__()
+        self.policy = reward.policy
+        self.reward = reward
+
+    def forward(self, samples: Any) -> th.Tensor:
+        return self.reward.loss(self.reward.features(samples.observations, samples.actions))
+
+
 @contextmanager
 def tracing(policy: ActorCriticPolicy) -> Iterator[None]:
     """
@@ -358,7 +412,7 @@ def tracing(policy: ActorCriticPolicy) -> Iterator[None]:
 # Products smaller than this are not worth oneDNN's call: 128 x 256 x 256 gains a factor of two, 16 x 256 x 256 nothing.
 _ONEDNN_FROM = 64 * 128 * 128
 # Inductor accepts mkldnn's own operator with constant weights only; to one that it does not know it just passes on.
-_LIBRARY = th.library.Library("sb3_plasticity", "DEF")
+_LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")
 _LIBRARY.define("product(Tensor left, Tensor weight, Tensor? bias) -> Tensor")
 
 

@@ -31,7 +31,14 @@ from sb3_plasticity.ppo_l2er.compiled import (
     why_not,
 )
 from sb3_plasticity.ppo_l2er.presets import one_argument_form
-from sb3_plasticity.ppo_l2er.update import EffectiveRankReward, gradient_step, l2er_terms, rank_ascent_step
+from sb3_plasticity.ppo_l2er.update import (
+    NONFINITE_FEATURES,
+    NONFINITE_RANK_GRADIENT,
+    EffectiveRankReward,
+    gradient_step,
+    l2er_terms,
+    rank_ascent_step,
+)
 
 SelfPPO_L2ER = TypeVar("SelfPPO_L2ER", bound="PPO_L2ER")
 ErMode = Literal["loss", "step"]
@@ -274,18 +281,18 @@ class PPO_L2ER(PPO):
 
     def train(self) -> None:
         """Update policy using the currently gathered rollout buffer."""
-        ranks = self._rollout_ranks()
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        progress = self._current_progress_remaining
-        er_coef, l2_coef = self.er_coef(progress), self.l2_coef(progress)  # type: ignore[operator]
-        coefficients = PPOCoefficients.of(self)
-        history: dict[str, list[Any]] = defaultdict(list)
-        compiled = self.compile and self._prepare_compiled(coefficients, er_coef, l2_coef)
         try:
+            ranks = self._rollout_ranks()
+            self.policy.set_training_mode(True)
+            self._update_learning_rate(self.policy.optimizer)
+            progress = self._current_progress_remaining
+            er_coef, l2_coef = self.er_coef(progress), self.l2_coef(progress)  # type: ignore[operator]
+            coefficients = PPOCoefficients.of(self)
+            history: dict[str, list[Any]] = defaultdict(list)
+            compiled = self.compile and self._prepare_compiled(coefficients, er_coef, l2_coef)
             for epoch in range(self.n_epochs):
                 if self.er_mode == "step" and er_coef > 0:
-                    history["er_loss"].append(self._rank_ascent(er_coef))
+                    history["er_loss"].append(self._rank_ascent(er_coef, compiled))
                 history["approx_kl"].clear()  # SB3 logs the last epoch's
                 train_epoch = self._train_epoch_compiled if compiled else self._train_epoch
                 continue_training = train_epoch(epoch, coefficients, er_coef, l2_coef, history)
@@ -404,7 +411,9 @@ class PPO_L2ER(PPO):
         self._n_minibatches = first + used
         if not columns["finite"][:used].all():
             last = {name: column[used - 1] for name, column in columns.items()}
-            terms = ("policy_loss", "value_loss", "entropy_loss", "er_loss", "l2_loss")
+            if np.isnan(last["er_loss"]):  # the eager update stops here, too, before it looks at PPO's terms
+                raise FloatingPointError(NONFINITE_FEATURES)
+            terms = ("policy_loss", "value_loss", "entropy_loss", "l2_loss")
             culprits = [f"{name} is {last[name]}" for name in terms if not np.isfinite(last[name])]
             raise FloatingPointError(culprits[0] if culprits else "the gradient is not finite")
         for name in ("loss", "policy_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl"):
@@ -456,12 +465,22 @@ class PPO_L2ER(PPO):
         rows = th.randperm(rollout_size(self.rollout_buffer))[: self.er_batch_size]
         return rollout_samples(self.rollout_buffer, rows.numpy())
 
-    def _rank_ascent(self, step_size: float) -> float:
+    def _rank_ascent(self, step_size: float, compiled: bool = False) -> float:
         """Take one step on the whole rollout's features and return the loss before it."""
         rollout = rollout_samples(self.rollout_buffer)
-        er_loss = self._rank_reward.loss(self._rank_reward.features(rollout.observations, rollout.actions))
-        rank_ascent_step(self._trainable_parameters, er_loss, step_size)
-        return er_loss.item()
+        if compiled and self._compiled is not None:
+            try:
+                er_loss, finite = self._compiled.ascend(rollout, step_size)
+            except CompilationError as error:
+                self._uncompilable, self._compiled = str(error), None
+                self._warn_uncompiled()
+            else:
+                if not finite:
+                    raise FloatingPointError(NONFINITE_FEATURES if np.isnan(er_loss) else NONFINITE_RANK_GRADIENT)
+                return er_loss
+        loss = self._rank_reward.loss(self._rank_reward.features(rollout.observations, rollout.actions))
+        rank_ascent_step(self._trainable_parameters, loss, step_size)
+        return loss.item()
 
     def _rollout_ranks(self) -> dict[str, float]:
         """Effective ranks on the rollout's features, under the weights that collected it."""

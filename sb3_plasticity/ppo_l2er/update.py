@@ -21,6 +21,10 @@ from sb3_plasticity.common.objective import (
 from sb3_plasticity.common.rank import RankOf
 from sb3_plasticity.common.rollout import Samples
 
+# What is said when the effective rank cannot be used.
+NONFINITE_FEATURES = "er_loss: features contain NaN or infinity"
+NONFINITE_RANK_GRADIENT = "er_loss has a NaN or infinite gradient"
+
 
 class L2ERTerms(NamedTuple):
     """
@@ -54,18 +58,19 @@ class EffectiveRankReward:
     rank_of: RankOf
     aggregate: ErAggregate
 
-    def ranks(self, features: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    def ranks(self, features: dict[str, th.Tensor], *, exact: bool = True) -> dict[str, th.Tensor]:
         """
         Effective rank, network by network.
 
         :param features: a matrix (rows, features) for each layer
+        :param exact: False is faster, see :func:`~sb3_plasticity.common.objective.features_rank`
         :return: a scalar for ``"policy"`` and for ``"value"``; a network without hidden layers of its own is left out
         :raises FloatingPointError: for a NaN or infinity in the features
         """
         try:
             ranks = {
-                "policy": features_rank([features[name] for name in self.layers.policy], self.rank_of, self.aggregate),
-                "value": features_rank([features[name] for name in self.layers.value], self.rank_of, self.aggregate),
+                network: features_rank([features[name] for name in names], self.rank_of, self.aggregate, exact=exact)
+                for network, names in (("policy", self.layers.policy), ("value", self.layers.value))
             }
         except ValueError as error:
             raise FloatingPointError(f"er_loss: {error}") from error
@@ -78,7 +83,7 @@ class EffectiveRankReward:
         :param features: a matrix (rows, features) for each layer
         :return: scalar
         """
-        return -th.stack(list(self.ranks(features).values())).sum()
+        return -th.stack(list(self.ranks(features, exact=False).values())).sum()
 
     def features(self, observations: PyTorchObs, actions: th.Tensor) -> dict[str, th.Tensor]:
         """
@@ -165,7 +170,7 @@ def rank_ascent_step(parameters: Sequence[nn.Parameter], er_loss: th.Tensor, ste
     gradients = th.autograd.grad(er_loss, parameters, allow_unused=True)
     pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
     if not all(th.isfinite(gradient).all() for _, gradient in pairs):
-        raise FloatingPointError("er_loss has a NaN or infinite gradient")
+        raise FloatingPointError(NONFINITE_RANK_GRADIENT)
     with th.no_grad():
         for parameter, gradient in pairs:
             parameter.sub_(gradient, alpha=step_size)
