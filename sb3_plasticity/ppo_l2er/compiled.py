@@ -128,6 +128,7 @@ class CompiledUpdate:
         Take up the parameters and the optimizer's state as they now are.
 
         :param hyperparameters: of this rollout's updates
+        :raises CompilationError: if the optimizer has updated some parameters more often than others
         """
         self.names = [name for name, parameter in self.policy.named_parameters() if parameter.requires_grad]
         by_name = dict(self.policy.named_parameters())
@@ -140,7 +141,7 @@ class CompiledUpdate:
                 state[parameter]["exp_avg_sq"] = th.zeros_like(parameter)
         steps = {float(state[parameter]["step"]) for parameter in self._parameters}
         if len(steps) > 1:
-            raise RuntimeError(f"the optimizer's parameters are at different steps: {sorted(steps)}")
+            raise CompilationError(f"its optimizer's parameters are at different steps: {sorted(steps)}")
         self._step = th.tensor(steps.pop(), dtype=th.float64)
         self._hyperparameters = th.tensor(hyperparameters, dtype=th.float64)
         self._state = [

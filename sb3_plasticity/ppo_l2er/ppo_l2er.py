@@ -352,20 +352,27 @@ class PPO_L2ER(PPO):
                 self._warn_uncompiled()
         if self._compiled is None:
             return False
-        self._compiled.begin(
-            Hyperparameters(
-                learning_rate=self.policy.optimizer.param_groups[0]["lr"],
-                clip_range=coefficients.clip_range,
-                clip_range_vf=coefficients.clip_range_vf or 0.0,
-                ent_coef=self.ent_coef,
-                vf_coef=self.vf_coef,
-                max_grad_norm=self.max_grad_norm,
-                kl_limit=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
-                er_coef=self.er_interval * er_coef,
-                l2_coef=l2_coef,
-            )
+        hyperparameters = Hyperparameters(
+            learning_rate=self.policy.optimizer.param_groups[0]["lr"],
+            clip_range=coefficients.clip_range,
+            clip_range_vf=coefficients.clip_range_vf or 0.0,
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            max_grad_norm=self.max_grad_norm,
+            kl_limit=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
+            er_coef=self.er_interval * er_coef,
+            l2_coef=l2_coef,
         )
+        try:
+            self._compiled.begin(hyperparameters)
+        except CompilationError as error:
+            self._give_up_compiling(error)
+            return False
         return True
+
+    def _give_up_compiling(self, error: CompilationError) -> None:
+        self._uncompilable, self._compiled = str(error), None
+        self._warn_uncompiled()
 
     def _warn_uncompiled(self) -> None:
         name = type(self.policy).__name__
@@ -395,14 +402,17 @@ class PPO_L2ER(PPO):
 
         if self._compiled is None:  # an earlier epoch of this rollout found out
             return self._train_epoch(epoch, coefficients, er_coef, l2_coef, history)
+        random_state = np.random.get_state(), th.get_rng_state()  # noqa: NPY002
         order = np.random.permutation(rollout_size(self.rollout_buffer))  # noqa: NPY002  (as RolloutBuffer.get)
         if epoch == 0:
             self._rollout = rollout_samples(self.rollout_buffer)
         try:
             rows = self._compiled.epoch(self._rollout, order, self.batch_size, variants())
         except CompilationError as error:
-            self._uncompilable, self._compiled, self._n_minibatches = str(error), None, first
-            self._warn_uncompiled()
+            self._give_up_compiling(error)
+            self._n_minibatches = first
+            np.random.set_state(random_state[0])  # noqa: NPY002
+            th.set_rng_state(random_state[1])
             return self._train_epoch(epoch, coefficients, er_coef, l2_coef, history)
         self._compiled.end()
         columns = dict(zip(STATISTICS, rows.T, strict=True))
@@ -472,8 +482,7 @@ class PPO_L2ER(PPO):
             try:
                 er_loss, finite = self._compiled.ascend(rollout, step_size)
             except CompilationError as error:
-                self._uncompilable, self._compiled = str(error), None
-                self._warn_uncompiled()
+                self._give_up_compiling(error)
             else:
                 if not finite:
                     raise FloatingPointError(NONFINITE_FEATURES if np.isnan(er_loss) else NONFINITE_RANK_GRADIENT)

@@ -195,8 +195,20 @@ def test_a_failing_compilation_falls_back_before_anything_is_updated(monkeypatch
     with pytest.warns(UserWarning, match="because RuntimeError: the compiler is broken$"):
         model.train()
     np.random.seed(1)  # noqa: NPY002
-    if er_mode == "loss":
-        np.random.permutation(64)  # noqa: NPY002  (drawn for the compiled epoch that did not happen)
     eager.train()
     assert_close(eager, model, rtol=0, atol=0)
     assert all(isinstance(value, float | int | np.floating) for value in model.logger.name_to_value.values())
+
+
+def test_an_optimizer_that_was_ahead_for_some_parameters_falls_back():
+    model, eager = (collect(make(flag, batch_size=64)) for flag in (True, False))
+    for agent in (model, eager):
+        state = agent.policy.optimizer.state[agent.policy.action_net.bias]
+        state["step"] = th.tensor(3.0)
+        state["exp_avg"], state["exp_avg_sq"] = (th.zeros_like(agent.policy.action_net.bias) for _ in range(2))
+    np.random.seed(1)  # noqa: NPY002
+    with pytest.warns(UserWarning, match=r"parameters are at different steps: \[0.0, 3.0\]"):
+        model.train()
+    np.random.seed(1)  # noqa: NPY002
+    eager.train()
+    assert_close(eager, model, rtol=0, atol=0)
