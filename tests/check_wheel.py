@@ -1,6 +1,7 @@
 """Build the wheel, install it in a clean environment and use it from another folder: ``make wheel``."""
 
 import subprocess
+from pathlib import Path
 
 from clean_environment import ROOT, clean_environment
 
@@ -23,6 +24,16 @@ print(f"sb3_plasticity {sb3_plasticity.__version__} works from its wheel: {model
 def main() -> None:
     with clean_environment(ROOT / "constraints.txt") as (folder, python):
         subprocess.run([python, "-c", USE], check=True, cwd=folder)
+        (installed,) = (folder / "venv").glob("lib/*/site-packages/sb3_plasticity")
+        lacking = tracked("sb3_plasticity") | {Path("envs") / name for name in tracked("envs")}
+        lacking = {str(name) for name in lacking if not (installed / name).is_file()}
+        assert not lacking, f"the wheel lacks {', '.join(sorted(lacking))}: see packages in setup.cfg"
+
+
+def tracked(place: str) -> set[Path]:
+    """What git has in a folder, relative to it."""
+    names = subprocess.run(["git", "ls-files", place], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {Path(name).relative_to(place) for name in names.splitlines()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Who may import whom, and what importing costs."""
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,16 @@ def test_every_public_name_is_there():
         assert getattr(sb3_plasticity, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'PPO_L2RE'"):
         sb3_plasticity.PPO_L2RE  # noqa: B018
+
+
+def test_every_package_is_installed():
+    """An editable installation finds packages that setup.cfg forgot; a wheel does not."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    folders = {path.parent for path in (ROOT / "sb3_plasticity").rglob("__init__.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    listed = set(config["options"]["packages"].split())
+    assert listed == packages | {"sb3_plasticity.envs", "sb3_plasticity.zoo_configs"}
 
 
 def test_the_project_stands_alone():
