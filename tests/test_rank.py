@@ -275,11 +275,17 @@ def test_training_rank_of_what_is_not_finite():
     with pytest.raises(ValueError, match="two axes"):
         training_rank(th.ones(2, 3, 2))
     # A traced program cannot raise: it says NaN, and works for other features.
-    program = make_fx(lambda a: th.func.grad_and_value(training_rank)(a))(th.ones(3, 2))
-    grad, rank = program(features)
-    assert rank.isnan() and grad.isnan().all()
-    grad, rank = program(th.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
-    assert rank.item() == pytest.approx(10 / 9**0.9, rel=1e-6)
+    for rows, width in ((3, 2), (70, 100)):
+        features = th.eye(rows, width)
+        program = make_fx(lambda a: th.func.grad_and_value(training_rank)(a))(features)
+        features[1, 1] = math.nan
+        grad, rank = program(features)
+        assert rank.isnan() and grad.isnan().any()
+        features[1:] = 0
+        grad, rank = program(features)
+        assert rank.item() == pytest.approx(1.0, rel=1e-6) and grad.abs().max() < 1e-6
+        features[1, 1] = 1 / 3
+        assert program(features)[1].item() == pytest.approx(10 / 9**0.9, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 RankOf = Literal["covariance", "features"]
 
-# training_rank's float32: from which number of rows and features on it pays, and up to which sum of squared shares of
-# the spectrum it is exact enough (beyond, all but a hundredth is one eigenvalue: what float32 cannot tell from 0 then
-# matters).
-_SINGLE_FROM = 64
+# From which number of rows and features on training_rank's operator pays: below, its call costs more than it saves.
+_OPERATOR_FROM = 64
+# Up to which sum of squared shares of the spectrum its float32 is exact enough: beyond, all but a hundredth is one
+# eigenvalue, and what float32 cannot tell from 0 matters.
 _CONCENTRATED = 0.98
 # Added to the diagonal of a Gram matrix of trace 1: without it float32 LAPACK returns NaN for some with dead units.
 _RIDGE = 1e-7
@@ -70,12 +70,12 @@ def training_rank(features: th.Tensor, of: RankOf = "covariance") -> th.Tensor:
     """
     Effective rank for a training loop: :func:`effective_rank` in about half the time, with a little rounding.
 
-    Value and first derivative come out of one eigendecomposition, of the columns that are not zero. For
-    ``of="covariance"`` and from 64 rows and features on it is in float32, repeated in float64 where it fails or where
-    all but a hundredth of the spectrum is one eigenvalue; for ``of="features"`` it is in float64, as a square root
-    would turn float32's rounding of 1e-7 into 3e-4. On the features of Ant's networks, fresh and trained, the value was
-    within 3e-5 of the exact one and the gradient's cosine to the exact one above 1 - 1e-5; where most rows are copies
-    the value was 2e-4 off. There is no second derivative.
+    With fewer than 64 rows or features it is :func:`effective_rank`. With more, value and first derivative come out of
+    one eigendecomposition, of the columns that are not zero. For ``of="covariance"`` it is in float32, repeated in
+    float64 where it fails or where all but a hundredth of the spectrum is one eigenvalue; for ``of="features"`` it is
+    in float64, as a square root would turn float32's rounding of 1e-7 into 3e-4. On the features of Ant's networks,
+    fresh and trained, the value was within 3e-5 of the exact one and the gradient's cosine to the exact one above
+    1 - 1e-5; where most rows are copies the value was 2e-4 off. There is no second derivative then.
 
     In programs that are traced (``make_fx``), NaN or infinity in the features gives NaN and no error.
 
@@ -87,6 +87,12 @@ def training_rank(features: th.Tensor, of: RankOf = "covariance") -> th.Tensor:
     _check_arguments(features, of)
     if features.ndim != 2:
         raise ValueError(f"features must have two axes, got {tuple(features.shape)}")
+    if min(features.shape) < _OPERATOR_FROM:
+        if not _is_traced():
+            return effective_rank(features, of)
+        finite = th.isfinite(features)  # LAPACK would raise in the middle of the program
+        rank = effective_rank(th.where(finite, features, 0.0), of)
+        return rank * th.where(finite.all(), 1.0, math.nan).to(rank.dtype)
     rank, _ = _RankAndGradient.apply(features, of == "features")
     if not _is_traced() and not bool(th.isfinite(rank.detach())):
         raise ValueError("features contain NaN or infinity")
@@ -231,7 +237,7 @@ def _rank_and_gradient(features: th.Tensor, singular: bool) -> tuple[th.Tensor, 
     if scale != 1.0:
         factor = factor * scale
     found = None
-    if factor.dtype == th.float32 and not singular and min(factor.shape) >= _SINGLE_FROM:
+    if factor.dtype == th.float32 and not singular:
         found = _rank_and_slope(factor, singular)
     if found is None:
         found = _rank_and_slope(factor.to(th.float64), singular)
@@ -293,7 +299,7 @@ def _rank_and_slope(factor: th.Tensor, singular: bool) -> tuple[float, th.Tensor
     ill_conditioned = False
     if singular:
         derivative[positive] /= 2 * spectrum[positive]  # by the eigenvalues
-        ill_conditioned = len(values) < _SINGLE_FROM or bool(values[positive][0] < _ILL_CONDITIONED * values[-1])
+        ill_conditioned = bool(values[positive][0] < _ILL_CONDITIONED * values[-1])
     weights = th.as_tensor(2 * derivative / trace, dtype=vectors.dtype, device=vectors.device)
     slope = _product(vectors * weights, vectors)
     if some_dead:
