@@ -161,6 +161,7 @@ def minibatches(rounds: int) -> dict[str, dict[int, float]]:
                 er_coef=0.0,
                 policy_kwargs=dict(net_arch=layers, activation_fn=nn.ReLU),
             )
+            model._rollout_ranks = dict  # type: ignore[method-assign]  # the log, once a rollout
             jobs[str(size)], counts[str(size)] = collected(model).train, n_steps * 8 // size
         times = alternate(jobs, 5 * rounds)
         results[str(layers)] = {int(size): 1e3 * median(times[size]) / counts[size] for size in jobs}
