@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    with clean_environment(HERE / "oldest.txt", "[zoo]", "pytest>=8") as (folder, python):
+    with clean_environment(HERE / "oldest.txt", "pytest>=8", extras="[zoo]") as (folder, python):
         # a copy, so that the installed package is tested and not the checkout
         tests = shutil.copytree(HERE / "zoo", folder / "tests")
         options = ["-q", "-c", os.devnull, "--rootdir", str(tests), "-p", "no:cacheprovider", "-m", "not slow"]

@@ -12,10 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def clean_environment(
-    constraints: Path, extras: str = "", further: tuple[str, ...] = ()
-) -> Iterator[tuple[Path, Path]]:
-    """Build the wheel and install it: yields a folder outside of the checkout and the environment's Python."""
+def clean_environment(constraints: Path, *further: str, extras: str = "") -> Iterator[tuple[Path, Path]]:
+    """Build the wheel and install it, and further packages: yields a folder outside of the checkout, and Python."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", name, str(ROOT)]
