@@ -211,6 +211,8 @@ def test_training_rank_of_large_features(kind, rows, of):
     assert rank.item() == pytest.approx(by_svd(features.numpy(), of), rel=3e-4)
     error = np.linalg.norm(grad.double().numpy() - expected) / np.linalg.norm(expected)
     assert error < 3e-3, error
+    with th.no_grad():
+        assert training_rank(features, of).item() == pytest.approx(rank.item(), rel=2e-5)
     assert grad[:, (features == 0).all(0)].count_nonzero() == 0
 
 

@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn import functional as F
 
 from sb3_plasticity.common.actor_critic import evaluate_actions
-from sb3_plasticity.common.rank import RankOf, effective_rank, training_rank
+from sb3_plasticity.common.rank import RankOf, training_rank
 from sb3_plasticity.common.rollout import Samples
 
 ErAggregate = Literal["mean", "sum"]
@@ -139,22 +139,20 @@ def l2_penalty(parameters: Iterable[th.Tensor]) -> th.Tensor:
 
 
 def features_rank(
-    features: Sequence[th.Tensor], of: RankOf = "covariance", aggregate: ErAggregate = "mean", *, exact: bool = True
+    features: Sequence[th.Tensor], of: RankOf = "covariance", aggregate: ErAggregate = "mean"
 ) -> th.Tensor | None:
     """
-    Effective rank of a network's hidden features.
+    Effective rank of a network's hidden features, by :func:`~sb3_plasticity.common.rank.training_rank`.
 
     :param features: a matrix (rows, features) for each layer
     :param of: spectrum that is ranked, see :func:`~sb3_plasticity.common.rank.effective_rank`
     :param aggregate: ``"mean"``, the mean over layers of their effective ranks, or ``"sum"``, the effective rank of the
         layers' summed second moments, erank(sum_l E[a_l a_l^T]) (the poster), for layers of equal width
-    :param exact: False takes :func:`~sb3_plasticity.common.rank.training_rank` instead, which is faster
     :return: scalar, or None for a network without hidden layers
     """
     if not features:
         return None
-    rank = effective_rank if exact else training_rank
     if aggregate == "sum":
         # The second moment of the stacked rows is the sum of the layers' second moments.
-        return rank(th.cat([layer * len(layer) ** -0.5 for layer in features]), of)
-    return th.stack([rank(layer, of) for layer in features]).sum() / len(features)
+        return training_rank(th.cat([layer * len(layer) ** -0.5 for layer in features]), of)
+    return th.stack([training_rank(layer, of) for layer in features]).sum() / len(features)

@@ -105,8 +105,8 @@ class PPO_L2ER(PPO):
     :param er_mode: ``"loss"``: the poster's objective, one gradient for all terms. ``"step"``: the authors' code,
         before each epoch's minibatches one plain gradient step of size ``er_coef`` on the whole rollout's features
     :param er_interval: in ``"loss"`` mode, every how many minibatches one carries the effective rank, at
-        ``er_interval``-fold strength, so that its mean strength is ``er_coef`` whatever the interval. An
-        eigendecomposition a layer is what it costs: see ``benchmarks/overhead.py``
+        ``er_interval``-fold strength, so that its mean strength is ``er_coef`` whatever the interval (gradient clipping
+        may take from it). An eigendecomposition a layer is what it costs: see ``benchmarks/overhead.py``
     :param er_batch_size: in ``"loss"`` mode, rank the features of this many transitions drawn from the rollout instead
         of the minibatch's own, which cannot show more rank than it has rows
     :param l2_log_std: Whether the squared norm includes the log standard deviation of the actions. Decay pulls it to 0,
@@ -156,7 +156,7 @@ class PPO_L2ER(PPO):
         er_coef: float | Schedule = 1e-3,
         l2_coef: float | Schedule = 5e-4,
         er_mode: ErMode = "loss",
-        er_interval: int = 16,
+        er_interval: int = 32,
         er_batch_size: int | None = None,
         l2_log_std: bool | Literal["only"] = True,
         rank_of: RankOf = "covariance",

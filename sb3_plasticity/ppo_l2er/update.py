@@ -58,18 +58,17 @@ class EffectiveRankReward:
     rank_of: RankOf
     aggregate: ErAggregate
 
-    def ranks(self, features: dict[str, th.Tensor], *, exact: bool = True) -> dict[str, th.Tensor]:
+    def ranks(self, features: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
         Effective rank, network by network.
 
         :param features: a matrix (rows, features) for each layer
-        :param exact: False is faster, see :func:`~sb3_plasticity.common.objective.features_rank`
         :return: a scalar for ``"policy"`` and for ``"value"``; a network without hidden layers of its own is left out
         :raises FloatingPointError: for a NaN or infinity in the features
         """
         try:
             ranks = {
-                network: features_rank([features[name] for name in names], self.rank_of, self.aggregate, exact=exact)
+                network: features_rank([features[name] for name in names], self.rank_of, self.aggregate)
                 for network, names in (("policy", self.layers.policy), ("value", self.layers.value))
             }
         except ValueError as error:
@@ -83,7 +82,7 @@ class EffectiveRankReward:
         :param features: a matrix (rows, features) for each layer
         :return: scalar
         """
-        return -th.stack(list(self.ranks(features, exact=False).values())).sum()
+        return -th.stack(list(self.ranks(features).values())).sum()
 
     def features(self, observations: PyTorchObs, actions: th.Tensor) -> dict[str, th.Tensor]:
         """

@@ -186,7 +186,7 @@ def test_no_compiler(monkeypatch):
 
 @pytest.mark.parametrize("er_mode", ["loss", "step"])
 def test_a_failing_compilation_falls_back_before_anything_is_updated(monkeypatch, er_mode):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("the compiler is broken\nand says so at length")
 
     monkeypatch.setattr(module, "inductor_compile", broken)
