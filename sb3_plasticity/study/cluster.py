@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -75,8 +76,6 @@ def train_here(arguments: list[str], log: str) -> None:
     :param arguments: of this node's Python
     :param log: file for the process's output
     """
-    import sys
-
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=environment())

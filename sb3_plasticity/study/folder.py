@@ -4,7 +4,8 @@ What a run leaves on disk, and how to read it back as one timeline.
 ::
 
     <env id>/<method>/seed_<n>/
-        run.json             what was asked for: method, seed, hyper-parameters; versions, git commit, processor
+        run.json             what was asked for: method, seed, hyper-parameters; versions, git commit, processor, and
+                             those that it was resumed with
         state.json           how far it is: state, step, seconds, error
         from_0/              records of the first attempt: monitor.csv, progress.csv, curvature/, TensorBoard events
         from_409600/         those of the attempt that went on from step 409,600 after the first was killed
@@ -21,6 +22,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,8 +30,9 @@ from typing import Any
 
 from sb3_plasticity.zoo.checkpoints import replacing, step_of
 
+# Seconds that a run's lock is waited for: whoever only looks at the run has it for an instant.
+PATIENCE = 1.0
 ATTEMPT = re.compile(r"from_(\d+)(?:_(\d+))?")
-STATES = ("pending", "running", "finished", "crashed")
 
 
 @dataclass(frozen=True)
@@ -153,19 +156,32 @@ class RunFolder:
         :raises BlockingIOError: if another process has it
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(self._lock, "w") as file:
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(0.01)
             yield
 
     def is_locked(self) -> bool:
         """Say whether a process is training this run."""
-        if not (self.path / ".lock").exists():
+        if not self._lock.exists():
             return False
-        try:
-            with self.lock():
-                return False
-        except BlockingIOError:
-            return True
+        with open(self._lock) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         with replacing(self.path / name) as temporary:

@@ -5,13 +5,11 @@ from pathlib import Path
 from sb3_plasticity.study.cluster import RayScheduler
 from sb3_plasticity.study.folder import RunFolder
 from sb3_plasticity.study.scheduler import LocalScheduler, Scheduler
-from sb3_plasticity.study.spec import Run, Study, read_study
+from sb3_plasticity.study.spec import STUDY_FILE, Run, Study, read_study
 from sb3_plasticity.study.table import StudyTable
 from sb3_plasticity.study.train import train
 from sb3_plasticity.zoo.checkpoints import replacing
 from sb3_plasticity.zoo.errors import UsageError
-
-COPY = "study.yml"
 
 
 def run_study(path: Path, out: Path | None, jobs: int | None, ray: str | None = None) -> int:
@@ -51,7 +49,7 @@ def keep_study(path: Path, study: Study, out: Path) -> None:
     :param out: folder of the runs
     :raises UsageError: if runs of another study, or with other hyper-parameters, are there
     """
-    copy = out / COPY
+    copy = out / STUDY_FILE
     if copy.is_file():
         kept = read_study(copy)
         for name in ("name", "n_timesteps", "env_kwargs", "curvature", "plasticity"):
@@ -83,10 +81,10 @@ def train_run(out: Path, name: str) -> int:
     :return: exit status
     :raises UsageError: if there is no such run, or another process is training it
     """
-    study = read_study(out / COPY)
+    study = read_study(out / STUDY_FILE)
     runs: dict[str, Run] = {run.name: run for run in study.runs()}
     if name not in runs:
-        raise UsageError(f"{name}: accepted are the runs of {out / COPY}, such as {next(iter(runs))}")
+        raise UsageError(f"{name}: accepted are the runs of {out / STUDY_FILE}, such as {next(iter(runs))}")
     try:
         train(study, runs[name], RunFolder(out / name))
     except BlockingIOError:

@@ -287,9 +287,9 @@ class Report:
             + ("No line can be fitted." if everything is None else f"R² = {correlation(everything.r_squared)}."),
         )
         section.tables["fits"] = _fits_table(fits)
-        self._train(section, tasks)
+        self._tau_trainability(section, tasks)
 
-    def _train(self, section: Section, tasks: pd.DataFrame) -> None:
+    def _tau_trainability(self, section: Section, tasks: pd.DataFrame) -> None:
         def rows(part: pd.DataFrame) -> list[dict[str, Any]]:
             rank = part[self.rank_column].to_numpy(dtype=float)
             return trainability(rank, part.success.to_numpy(dtype=float), part.seed.to_numpy(), self.spec.rho)
@@ -416,9 +416,10 @@ class Report:
     def _versions(self) -> Table:
         """Say with what the runs were made: every value that occurs, so that a mixture shows."""
         found: dict[str, dict[str, None]] = {}
-        for description in self.used.description:
-            facts = {name: description.get(name) for name in ("git_commit", "cpu", "cpus", "python", "date", "started")}
-            for name, value in {**facts, **(description.get("versions") or {})}.items():
+        made_with = [part for whole in self.used.description for part in (whole, *whole.get("resumed", []))]
+        for part in made_with:
+            facts = {name: part.get(name) for name in ("git_commit", "cpu", "cpus", "python", "date")}
+            for name, value in {**facts, **(part.get("versions") or {})}.items():
                 if value is not None:
                     found.setdefault(name, {})[str(value)] = None
         words = {"git_commit": "commit", "cpus": "CPUs", "cpu": "CPU", "python": "Python"}

@@ -13,11 +13,10 @@ import pandas as pd
 from sb3_plasticity.curvature.records import load_spectra
 from sb3_plasticity.study import statistics
 from sb3_plasticity.study.folder import Attempt, RunFolder
-from sb3_plasticity.study.spec import Run, Study, read_study
+from sb3_plasticity.study.spec import STUDY_FILE, Run, Study, read_study
 from sb3_plasticity.zoo.errors import UsageError
 
 KEYS = ["env_id", "method", "seed"]
-STUDY_FILE = "study.yml"
 EPISODE_COLUMNS = {"r": "return", "l": "length", "step": "step", "task_index": "task_index", "task_value": "task_value"}
 STEP_COLUMN = "time/total_timesteps"
 # Of the hundreds of columns of a progress.csv, those that the report shows.

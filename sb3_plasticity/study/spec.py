@@ -27,7 +27,8 @@ from sb3_plasticity.zoo.registration import register
 DECIDED_BY_STUDY = ("env_kwargs", "eval_env_kwargs", "eval_tasks", "n_timesteps", "vec_env")
 # rl-zoo keys that the study's runs have no use for.
 NOT_SUPPORTED = ("env_wrapper", "frame_stack", "monitor_kwargs", "noise_std", "noise_type", "vec_env_wrapper")
-PHASES = ("start", "end")
+# Name of the copy of the study file in the folder of its runs.
+STUDY_FILE = "study.yml"
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,10 @@ def parse_study(content: Mapping[str, Any], where: str) -> Study:
     common = given.pop("hyperparams", None) or {}
     config.check_names(given, _keys(Study), where)
     for key in ("name", "env_ids", "n_timesteps", "seeds", "env_kwargs", "methods", "report"):
-        if not given.get(key):
+        if given.get(key) in (None, "", [], {}):
             raise UsageError(f"{where}: {key} is missing")
+    if not isinstance(given["name"], str) or Path(given["name"]).name != given["name"]:
+        raise UsageError(f"{where}: name: {given['name']!r}: accepted is the name of a folder")
     given["env_ids"] = tuple(_texts(given["env_ids"], f"{where}: env_ids"))
     given["seeds"] = tuple(_seeds(given["seeds"], f"{where}: seeds"))
     for key in ("n_timesteps", "save_freq"):
@@ -201,8 +204,11 @@ def parse_study(content: Mapping[str, Any], where: str) -> Study:
             config.check_entry(hyperparams, f"{where}: methods: {method}", entry["algo"], env_id)
     given["report"] = _report(_mapping(given["report"], f"{where}: report"), list(given["methods"]), f"{where}: report")
     study = Study(**given)
-    if study.n_tasks < 1 or study.n_timesteps < study.period:
+    if study.n_timesteps < study.period:
         raise UsageError(f"{where}: n_timesteps={study.n_timesteps}: accepted are at least a period, {study.period}")
+    for task in study.report.tasks or ():
+        if type(task) is not int or not 0 <= task < study.n_tasks:
+            raise UsageError(f"{where}: report: tasks: {task!r}: accepted are 0 to {study.n_tasks - 1}")
     return study
 
 
@@ -210,9 +216,8 @@ def _entry(common: Mapping[str, Any], above: Any, where: str) -> dict[str, Any]:
     """A method's entry: the study's hyper-parameters, those of the method above them."""
     above = _mapping(above or {}, where)
     entry = {"algo": "ppo_l2er", **common, **above}
-    for key in ("policy_kwargs",):
-        if isinstance(common.get(key), Mapping) and isinstance(above.get(key), Mapping):
-            entry[key] = {**common[key], **above[key]}
+    if isinstance(common.get("policy_kwargs"), Mapping) and isinstance(above.get("policy_kwargs"), Mapping):
+        entry["policy_kwargs"] = {**common["policy_kwargs"], **above["policy_kwargs"]}
     for key in (*DECIDED_BY_STUDY, *NOT_SUPPORTED):
         if key in entry:
             hint = "the study sets it for all methods" if key in DECIDED_BY_STUDY else "not supported in a study"
@@ -273,10 +278,13 @@ def _report(given: Mapping[str, Any], methods: Sequence[str], where: str) -> Rep
         if given.get(key, accepted[0]) not in accepted:
             raise UsageError(f"{where}: {key}: {given[key]!r}: accepted are {', '.join(accepted)}")
     for key in ("tasks", "rho"):
-        if given.get(key) is not None:
-            if not isinstance(given[key], list):
+        if key in given and not (key == "tasks" and given[key] is None):
+            if not isinstance(given[key], list) or not given[key]:
                 raise UsageError(f"{where}: {key}: accepted is a list of numbers, this is {given[key]!r}")
             given[key] = tuple(given[key])
+    for rho in given.get("rho", ()):
+        if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 < rho <= 1:
+            raise UsageError(f"{where}: rho: {rho!r}: accepted are numbers > 0 and <= 1")
     for key in ("epsilon", "success_within", "final_share", "recovered_share"):
         value = given.get(key, 0.5)
         upper = 1.0 if key.endswith("share") else math.inf

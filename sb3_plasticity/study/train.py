@@ -64,6 +64,10 @@ def _train(study: Study, run: Run, folder: RunFolder) -> None:
     records = folder.new_attempt(start)
     if start == 0:
         folder.write_description(describe(study, run))
+    else:
+        description = folder.description()
+        resumed = [*description.get("resumed", []), {"step": start, **made_with()}]
+        folder.write_description({**description, "resumed": resumed})
     folder.write_state(State("running", start, seconds))
 
     # A run that goes on must not see the noise of its beginning again.
@@ -156,9 +160,13 @@ def describe(study: Study, run: Run) -> dict[str, Any]:
         "n_timesteps": study.n_timesteps,
         "hyperparams": dict(run.entry),
         "env_kwargs": seeded(study.env_kwargs, run.seed),
-        "git_commit": git_commit(),
-        **machine(["sb3-contrib", "rl_zoo3"]),
+        **made_with(),
     }
+
+
+def made_with() -> dict[str, Any]:
+    """Say with what this process trains: git commit, machine and versions."""
+    return {"git_commit": git_commit(), **machine(["sb3-contrib", "rl_zoo3"])}
 
 
 def git_commit() -> str | None:

@@ -1,6 +1,5 @@
 """A study's folder with made-up runs: what training would leave, for tests and for a look at the report."""
 
-import json
 import math
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import yaml
 from sb3_plasticity.curvature.spectrum import Spectrum
 from sb3_plasticity.study.folder import RunFolder, State
 from sb3_plasticity.study.spec import Study, read_study
+from sb3_plasticity.study.train import describe
 
 # How good a method is, how fast it gets worse, how long it takes to recover (share of a task).
 CHARACTERS = ((2600, -350, 0.25), (2700, -60, 0.15), (2500, -150, 0.2), (2400, -330, 0.25))
@@ -64,13 +64,7 @@ def write_run(root: Path, study: Study, run, state="finished", curvature=True, s
                     _write_spectrum(records, study, task, frictions[task], levels[task], network, kind, rng)
     folder.write_description(
         {
-            "study": study.name,
-            "env_id": run.env_id,
-            "method": run.method,
-            "seed": run.seed,
-            "n_timesteps": study.n_timesteps,
-            "hyperparams": dict(run.entry),
-            "env_kwargs": json.loads(json.dumps(dict(study.env_kwargs))),
+            **describe(study, run),
             "versions": {"torch": "2.13.0", "stable-baselines3": "2.9.0"},
             "git_commit": "0123456789abcdef",
             "cpu": "AMD EPYC",

@@ -1,10 +1,12 @@
 """Studies as a user runs them: a matrix of real, tiny runs; skipped, resumed, crashed, on a cluster."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -147,6 +149,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(write, tmp_path, capsys):
     rest = pd.read_csv(after.path / "monitor.csv", comment="#")
     assert rest.step.min() > after.start and rest.task_index.min() >= after.start // 256 - 1
     assert PPO.load(folder.model).num_timesteps == 4_096
+    (resumed,) = folder.description()["resumed"]
+    assert resumed["step"] == after.start and resumed["versions"] == folder.description()["versions"]
 
 
 def test_a_crashed_run_is_reported_and_the_others_go_on(write, tmp_path, capsys):
@@ -173,6 +177,12 @@ def test_a_crashed_run_is_reported_and_the_others_go_on(write, tmp_path, capsys)
         ({"methods": {"PPO": {}, "P PO": {}, "P-PO": {}, "P+PO": {}}}, "names must differ"),
         ({"report": {"baseline": "SAC"}}, "baseline: 'SAC': accepted are PPO, PPO + L2"),
         ({"report": {"baseline": "PPO", "epsilon": -1}}, "epsilon: -1: accepted are numbers > 0"),
+        ({"report": {"baseline": "PPO", "rho": [0.1, "a"]}}, "rho: 'a': accepted are numbers > 0 and <= 1"),
+        ({"report": {"baseline": "PPO", "rho": []}}, "rho: accepted is a list of numbers, this is []"),
+        ({"report": {"baseline": "PPO", "tasks": [0, 2]}}, "tasks: 2: accepted are 0 to 1"),
+        ({"name": "../elsewhere"}, "name: '../elsewhere': accepted is the name of a folder"),
+        ({"n_timesteps": 0}, "n_timesteps: 0: accepted are whole numbers >= 1"),
+        ({"seeds": []}, "seeds is missing"),
         ({"env_kwargs": {"schedule": "log_uniform"}}, "accepted is a mapping with a period and no seed"),
         ({"seed": 3}, "unknown key 'seed' (did you mean 'seeds'?)"),
         ({"curvature": {"n_sample": 8}}, "n_sample"),
@@ -216,6 +226,20 @@ def test_the_timeline_of_several_attempts(tmp_path):
         (paths[2], 300, 1000),
         (paths[3], 1000, None),
     ]
+
+
+def test_whoever_only_looks_at_a_run_does_not_keep_it_from_being_trained(tmp_path):
+    run = RunFolder(tmp_path)
+    with run.lock():
+        pass
+    with open(tmp_path / ".lock") as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        assert not run.is_locked()
+        letting_go = threading.Timer(0.1, fcntl.flock, (looker, fcntl.LOCK_UN))
+        letting_go.start()
+        with run.lock():
+            assert run.is_locked()
+        letting_go.join()
 
 
 def test_a_running_state_without_a_process_is_pending(tmp_path):
