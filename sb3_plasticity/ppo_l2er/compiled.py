@@ -22,6 +22,7 @@ from torch._inductor import compile as inductor_compile
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sb3_plasticity.common.functional import functional_call
@@ -413,19 +414,27 @@ class _RankLoss(nn.Module):
 @contextmanager
 def tracing(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Let a policy be traced: distributions check no values, and none that was traced stays behind.
+    Let a policy be traced: nothing looks at values, and no distribution that was traced stays behind.
 
     :param policy: the actor-critic
     """
     distribution = th.distributions.Distribution
     validate, state = distribution._validate_args, dict(vars(policy.action_dist))
+    one_hot = F.one_hot
     distribution.set_default_validate_args(False)
+    F.one_hot = _one_hot  # with which SB3 reads discrete observations
     try:
         yield
     finally:
+        F.one_hot = one_hot
         distribution.set_default_validate_args(validate)
         vars(policy.action_dist).clear()
         vars(policy.action_dist).update(state)
+
+
+def _one_hot(tensor: th.Tensor, num_classes: int = -1) -> th.Tensor:
+    """As torch's, for values that are in range."""
+    return (tensor[..., None] == th.arange(num_classes)).long()
 
 
 @contextmanager

@@ -57,6 +57,7 @@ CASES = {
     "rows-of-the-rollout-categorical": dict(
         env="CartPole-v1", er_coef=1e-2, l2_coef=0.0, er_interval=1, er_batch_size=40, batch_size=64, rank_of="features"
     ),
+    "discrete-observations": dict(env="FrozenLake-v1", er_coef=1e-3, l2_coef=1e-4, batch_size=64),
     # products large enough for oneDNN
     "gsde-step": dict(
         er_coef=1e-3, l2_coef=1e-4, er_mode="step", batch_size=64, use_sde=True, policy_kwargs=dict(net_arch=[128, 128])
