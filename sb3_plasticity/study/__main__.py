@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run a command.
 
     :param arguments: of the command line; None for those of this process
-    :return: exit status: 0, 1 if a run crashed, 2 for a mistake in what was given
+    :return: exit status: 0, 1 if a run crashed, 2 for a mistake in what was given, 130 after an interrupt
     """
     options = _parser().parse_args(arguments)
     if MISSING:
@@ -23,13 +24,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from sb3_plasticity.zoo.errors import UsageError
 
+    # A cluster's way to end a job is an interrupt, too: what was started has to be ended.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
     except UsageError as error:
         if options.debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(options: argparse.Namespace) -> int:

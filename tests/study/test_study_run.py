@@ -153,6 +153,24 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(write, tmp_path, capsys):
     assert resumed["step"] == after.start and resumed["versions"] == folder.description()["versions"]
 
 
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_what_was_started(write, tmp_path, kind):
+    study = write(n_timesteps=100_000, methods={"PPO": {"algo": "ppo"}}, curvature=None, plasticity=None)
+    folder = RunFolder(tmp_path / "runs" / "SlipperyAnt-v0" / "PPO" / "seed_3")
+    command = [sys.executable, "-m", "sb3_plasticity.study", "run", str(study), "-f", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while folder.last_checkpoint() is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(kind)
+    assert process.communicate(timeout=30)[1].splitlines()[-1].startswith("interrupted: the same command goes on")
+    assert process.returncode == 130
+    assert folder.state().state == "pending" and not folder.is_locked() and folder.last_checkpoint() is not None
+
+
 def test_a_crashed_run_is_reported_and_the_others_go_on(write, tmp_path, capsys):
     methods = {"broken": {"algo": "ppo", "callback": "no_such_module.Callback"}, "PPO": {"algo": "ppo"}}
     study = write(methods=methods, curvature=None, plasticity=None)
