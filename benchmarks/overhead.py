@@ -220,10 +220,11 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning)
-    results: dict[str, Any] = {"machine": machine(), "rounds": args.rounds}
+    # Parts that are not measured anew stay.
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     for name in args.parts:
         print(f"\n{PARTS[name].__doc__}")
-        results[name] = PARTS[name](args.rounds)
+        results[name] = {"machine": machine(), "rounds": args.rounds, "results": PARTS[name](args.rounds)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=2) + "\n")
     print(f"Written to {args.out}")

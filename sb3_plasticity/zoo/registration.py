@@ -35,5 +35,5 @@ def sample_ppo_l2er_params(
     hyperparams = HYPERPARAMS_SAMPLER["ppo"](trial, n_actions, n_envs, additional_args)
     hyperparams["er_coef"] = trial.suggest_float("er_coef", 1e-5, 1e-1, log=True)
     hyperparams["l2_coef"] = trial.suggest_float("l2_coef", 1e-6, 1e-2, log=True)
-    hyperparams["er_interval"] = trial.suggest_int("er_interval", 1, 32, log=True)
+    hyperparams["er_interval"] = trial.suggest_int("er_interval", 1, 16, log=True)
     return hyperparams
