@@ -106,8 +106,8 @@ class PPO_L2ER(PPO):
         before each epoch's minibatches one plain gradient step of size ``er_coef`` on the whole rollout's features
     :param er_interval: in ``"loss"`` mode, every how many minibatches one carries the effective rank, at
         ``er_interval``-fold strength, so that the sum of its gradients keeps its expectation. What Adam and gradient
-        clipping make of few large gradients is less: in ``studies/slippery_ant_mini.yml`` every 32nd minibatch instead
-        of every 8th took 215 [96, 639] off the return, every 16th -99 [-136, 450] (IQM of 4 seeds). An
+        clipping make of few large gradients may be less: in ``studies/er_interval.yml`` every 32nd minibatch returned
+        215 [96, 639] less than every 8th; of every 16th it cannot be told, +99 [-450, +136] (IQM of 4 seeds). An
         eigendecomposition a layer is what it costs: see ``benchmarks/overhead.py``
     :param er_batch_size: in ``"loss"`` mode, rank the features of this many transitions drawn from the rollout instead
         of the minibatch's own, which cannot show more rank than it has rows

@@ -132,6 +132,16 @@ def test_nan_is_reported_and_never_written_over_good_weights():
     assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_finite_gradient_whose_norm_overflows_is_clipped_to_nothing(compile):
+    """As SB3 does it: 1e25 fits into float32, its square does not."""
+    model = collect(make(compile, er_coef=0.0, l2_coef=1e25, batch_size=64))
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.train()
+    assert (model._compiled is not None) == compile and model.logger.name_to_value["train/l2_loss"] > 0
+    assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+
+
 @pytest.mark.parametrize("er_mode", ["loss", "step"])
 def test_nan_in_the_features_says_the_same_eager_and_compiled(er_mode):
     message = "PPO_L2ER stopped at 64 timesteps, update 0: er_loss: features contain NaN or infinity. The parameters"
