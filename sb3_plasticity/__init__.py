@@ -14,8 +14,8 @@ import sb3_plasticity.envs  # noqa: F401  (registers the environments)
 if TYPE_CHECKING:
     from sb3_plasticity.callbacks.curvature import CurvatureCallback
     from sb3_plasticity.callbacks.plasticity import PlasticityCallback
+    from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
     from sb3_plasticity.common.rank import effective_rank, epsilon_rank
-    from sb3_plasticity.common.task_sync import TaskSyncCallback
     from sb3_plasticity.curvature.ggn import ggn_spectrum
     from sb3_plasticity.curvature.hessian import hessian_spectrum
     from sb3_plasticity.curvature.kfac import kfac_spectrum
@@ -33,7 +33,7 @@ _HOME = {
     "PPO_L2ER": "ppo_l2er.ppo_l2er",
     "CurvatureCallback": "callbacks.curvature",
     "PlasticityCallback": "callbacks.plasticity",
-    "TaskSyncCallback": "common.task_sync",
+    "TaskSyncCallback": "callbacks.task_sync",
     "MujocoBatchVecEnv": "vec_env",
     "make_nonstationary_vec_env": "vec_env",
     "effective_rank": "common.rank",

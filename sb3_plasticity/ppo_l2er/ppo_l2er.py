@@ -16,11 +16,11 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_plasticity.callbacks.task_sync import TaskSyncCallback, _tree
 from sb3_plasticity.common.actor_critic import find_hidden_layers
 from sb3_plasticity.common.objective import ER_AGGREGATES, RANKS_OF, ErAggregate, PPOCoefficients
 from sb3_plasticity.common.rank import RankOf
 from sb3_plasticity.common.rollout import Samples, rollout_samples, rollout_size
-from sb3_plasticity.common.task_sync import TaskSyncCallback, _tree
 from sb3_plasticity.ppo_l2er.acting import lean_acting
 from sb3_plasticity.ppo_l2er.compiled import (
     STATISTICS,

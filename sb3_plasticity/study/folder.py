@@ -28,7 +28,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sb3_plasticity.zoo.checkpoints import replacing, step_of
+from sb3_plasticity.common.files import replacing
+from sb3_plasticity.zoo.checkpoints import step_of
 
 # Seconds that a run's lock is waited for: whoever only looks at the run has it for an instant.
 PATIENCE = 1.0

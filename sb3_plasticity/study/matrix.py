@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from sb3_plasticity.common.files import replacing
 from sb3_plasticity.study.cluster import RayScheduler
 from sb3_plasticity.study.folder import RunFolder
 from sb3_plasticity.study.scheduler import LocalScheduler, Scheduler
 from sb3_plasticity.study.spec import STUDY_FILE, Run, Study, read_study
 from sb3_plasticity.study.table import StudyTable
 from sb3_plasticity.study.train import train
-from sb3_plasticity.zoo.checkpoints import replacing
 from sb3_plasticity.zoo.errors import UsageError
 
 

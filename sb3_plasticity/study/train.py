@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_plasticity.callbacks.curvature import CurvatureCallback
 from sb3_plasticity.callbacks.plasticity import PlasticityCallback
+from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
 from sb3_plasticity.common.machine import machine
-from sb3_plasticity.common.task_sync import TaskSyncCallback
 from sb3_plasticity.envs.batched import NotBatchableError
 from sb3_plasticity.ppo_l2er.presets import preset_arguments
 from sb3_plasticity.study.folder import RunFolder, State

@@ -1,11 +1,7 @@
 """Checkpoints that a kill cannot spoil, and where each one's normalisation statistics are."""
 
-import os
 import re
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +9,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from sb3_plasticity.common.files import replacing
 from sb3_plasticity.zoo.errors import UsageError
 
 CHECKPOINT = re.compile(r"(.+)_(\d+)_steps")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """
-    Write a file whole or not at all.
-
-    :param path: of the file
-    :return: a temporary path beside it, to write to; it takes the file's place when the block ends without an error
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp's files are for their owner only; what a user trained should be as readable as any of their files
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(model: BaseAlgorithm, path: Path) -> None:

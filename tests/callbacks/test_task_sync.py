@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalC
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_plasticity.common.task_sync import TaskSyncCallback
+from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
 from sb3_plasticity.envs import Task
 from sb3_plasticity.vec_env import make_nonstationary_vec_env
 

@@ -1,0 +1,1 @@
+"""Remedies for the loss of plasticity, composable and for any algorithm."""
