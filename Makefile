@@ -4,7 +4,10 @@ BIN := $(VENV)/bin
 # What is installed so far: the package alone (demo), or all that development needs.
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.ready-develop
-PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+# Where pip takes torch from, if not from its usual index: make INDEX=URL demo, with the URL of PyTorch's CPU index
+# (https://pytorch.org/get-started/locally/ gives it) avoids gigabytes of CUDA libraries on Linux.
+INDEX ?=
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt $(if $(INDEX),--extra-index-url $(INDEX))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest lint format type wheel bench clean
@@ -12,7 +15,6 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# Without the constraints, pip may take a torch build with gigabytes of CUDA libraries.
 $(READY): pyproject.toml setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed (MuJoCo 4 is): try make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -37,9 +39,11 @@ test-slow: $(DEVELOP)  ## the tests that take minutes each
 test-oldest: $(DEVELOP)  ## the zoo's tests with the oldest versions of its libraries that are accepted
 	$(BIN)/python tests/check_oldest.py
 
-lint: $(DEVELOP)  ## ruff: style, docstrings, formatting
+lint: $(DEVELOP)  ## ruff: style, docstrings, formatting; spelling; undeclared imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/deptry .
 
 format: $(DEVELOP)  ## let ruff format and fix
 	$(BIN)/ruff check --fix .
