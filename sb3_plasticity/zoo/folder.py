@@ -1,0 +1,336 @@
+"""
+What a run leaves on disk, and how to read it back as one timeline.
+
+::
+
+    <algo>/<env id>_<n>/         or any other folder
+        run.json                 what was asked for (algorithm, environment, seed, hyper-parameters, options), and with
+                                 which versions, git commit and processor it was begun and resumed
+        state.json               how far it is: state, step, seconds, error
+        <env id>.zip             the final model
+        best_model.zip           the best one, as evaluated
+        rl_model_<step>_steps.zip  checkpoints, with the statistics of a run that normalises
+        <env id>/                args.yml, config.yml, command.txt, vecnormalize.pkl: as rl-zoo has them
+        0.monitor.csv, progress.csv, evaluations.npz, curvature/, TensorBoard events: records of the first attempt
+        attempt_2_from_409600/   records of the attempt that went on from step 409,600 after the first was killed
+        log.txt                  what the process printed, if a study started it
+
+A killed attempt's records past the step that its successor went on from stay where they are; they are not part of the
+timeline.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+
+from sb3_plasticity.common.files import replacing
+
+# Seconds that a run's lock is waited for: whoever only looks at the run has it for an instant.
+PATIENCE = 1.0
+ATTEMPT = re.compile(r"attempt_(\d+)_from_(\d+)")
+CHECKPOINT = re.compile(r"(.+)_(\d+)_steps")
+STATES = ("pending", "running", "finished", "crashed")
+MONITOR = "0.monitor.csv"
+EPISODE_COLUMNS = {"r": "return", "l": "length", "step": "step", "task_index": "task_index", "task_value": "task_value"}
+
+
+@dataclass(frozen=True)
+class State:
+    """
+    How far a run is.
+
+    :param state: ``"pending"``, ``"running"``, ``"finished"`` or ``"crashed"``
+    :param step: environment steps, of those that count
+    :param seconds: of training that led there, killed attempts' lost time left out
+    :param error: last line of the traceback of a run that crashed
+    """
+
+    state: str = "pending"
+    step: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """
+    Records of one process.
+
+    :param path: their folder
+    :param start: step it began at
+    :param stop: step up to which (included) its records are part of the timeline; infinity for all of them
+    """
+
+    path: Path
+    start: int
+    stop: float
+
+    def part(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """
+        Keep what is part of the run's timeline.
+
+        :param frame: with a column ``step``
+        :return: its rows after ``start`` and up to ``stop``
+        """
+        return frame[(frame.step > self.start) & (frame.step <= self.stop)]
+
+
+class RunFolder:
+    """
+    The folder of one run.
+
+    :param path: of the folder
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    # -- what and how far ----------------------------------------------------------------------------------------------
+
+    def write_description(self, description: Mapping[str, Any]) -> None:
+        """
+        Say what the run is.
+
+        :param description: see :func:`sb3_plasticity.zoo.run.describe`
+        """
+        self._write("run.json", description)
+
+    def description(self) -> dict[str, Any]:
+        """Read what :meth:`write_description` wrote; empty without it and, with a warning, if it is damaged."""
+        return self._read("run.json")
+
+    def write_state(self, state: State) -> None:
+        """
+        Say how far the run is.
+
+        :param state: of the run
+        """
+        self._write("state.json", asdict(state))
+
+    def state(self) -> State:
+        """Say how far the run is; ``"running"`` only while a process holds its lock."""
+        written = self._read("state.json")
+        try:
+            state = State(**{item.name: written[item.name] for item in fields(State) if item.name in written})
+            if state.state not in STATES or not isinstance(state.step, int) or not state.seconds >= 0:
+                raise TypeError
+        except TypeError:
+            _warn(self.path / "state.json", "it is not the state of a run")
+            return State()
+        if state.state == "running" and not self.is_locked():
+            return replace(state, state="pending")
+        return state
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    @property
+    def env_id(self) -> str:
+        """Id of the environment, the namespace of a package included; empty for a run that was never begun."""
+        return str(self.description().get("env_id", ""))
+
+    @property
+    def files(self) -> Path:
+        """Folder with ``args.yml``, ``config.yml`` and the final statistics of a run that normalises."""
+        found = sorted(self.path.glob("*/args.yml"))
+        return found[0].parent if len(found) == 1 else self.path / file_name(self.env_id)
+
+    @property
+    def model(self) -> Path:
+        """Where the final model is."""
+        return self.path / f"{self.files.name}.zip"
+
+    @property
+    def log(self) -> Path:
+        """Where the output of the run's process is."""
+        return self.path / "log.txt"
+
+    def checkpoint(self, step: int) -> Path:
+        """
+        Say where the checkpoint of a step is.
+
+        :param step: number of environment steps
+        :return: the zip file
+        """
+        return self.path / f"rl_model_{step}_steps.zip"
+
+    def checkpoints(self) -> list[Path]:
+        """List the checkpoints, the newest first."""
+        found = [path for path in self.path.glob("*_steps.zip") if step_of(path) is not None]
+        return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
+
+    def last_checkpoint(self) -> Path | None:
+        """Find the newest checkpoint."""
+        return next(iter(self.checkpoints()), None)
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    def new_attempt(self, step: int) -> Path:
+        """
+        Make the folder for the records of an attempt.
+
+        :param step: it begins at
+        :return: the run's folder for the first attempt, else one that did not exist before
+        """
+        number = len(self.attempts()) + 1
+        path = self.path if number == 1 else self.path / f"attempt_{number}_from_{step}"
+        path.mkdir(parents=True, exist_ok=number == 1)
+        return path
+
+    def attempts(self) -> list[Attempt]:
+        """List the attempts in their order, each with the part of the timeline that its records are."""
+        later = []
+        for path in self.path.glob("attempt_*"):
+            if match := ATTEMPT.fullmatch(path.name):
+                later.append((int(match[1]), int(match[2]), path))
+        first = [(1, 0, self.path)] if later or (self.path / MONITOR).is_file() else []
+        found = [*first, *sorted(later)]
+        stops = [min((start for _, start, _ in found[i + 1 :]), default=math.inf) for i in range(len(found))]
+        return [Attempt(path, start, stop) for (_, start, path), stop in zip(found, stops, strict=True)]
+
+    def episodes(self) -> pd.DataFrame:
+        """
+        Read the episodes of the run's timeline.
+
+        :return: ``return``, ``length``, ``step`` (at the end), ``task_index`` and ``task_value`` (-1 and NaN in
+            environments without tasks), in the order in which the episodes ended
+        """
+        frames = []
+        for attempt in self.attempts():
+            frame = read_table(attempt.path / MONITOR).reindex(columns=list(EPISODE_COLUMNS))
+            frame = frame.rename(columns=EPISODE_COLUMNS).dropna(subset=["return", "length", "step"])
+            frames.append(attempt.part(frame))
+        whole = _joined(frames, EPISODE_COLUMNS.values())
+        return whole.fillna({"task_index": -1}).astype({"length": int, "step": int, "task_index": int})
+
+    def progress(self, columns: Iterable[str] | None = None) -> pd.DataFrame:
+        """
+        Read the logged lines of the run's timeline.
+
+        :param columns: keys such as ``train/loss``; None for all
+        :return: ``step`` and the columns that there are; NaN where a line lacks one
+        """
+        frames = []
+        wanted = None if columns is None else set(columns)
+        for attempt in self.attempts():
+            frame = read_table(attempt.path / "progress.csv").rename(columns={"time/total_timesteps": "step"})
+            if "step" in frame:
+                kept = [name for name in frame if name == "step" or wanted is None or name in wanted]
+                frames.append(attempt.part(frame[kept].dropna(subset=["step"])))
+        return _joined(frames, ["step"])
+
+    # -- one process at a time -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """
+        Keep other processes from training the same run; a killed process lets go by itself.
+
+        :raises BlockingIOError: if another process has it
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / ".lock", timeout=PATIENCE)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise BlockingIOError(f"{self.path}: another process is training it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_locked(self) -> bool:
+        """Say whether a process is training this run."""
+        path = self.path / ".lock"
+        if not path.exists():
+            return False
+        try:
+            with filelock.FileLock(path, timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
+        except OSError:  # only to be read: nobody trains here
+            return False
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, default=str) + os.linesep, encoding="utf-8")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            _warn(path, str(error))
+            return {}
+        if not isinstance(content, dict):
+            _warn(path, "it holds no mapping")
+            return {}
+        return content
+
+
+def file_name(env_id: str) -> str:
+    """
+    Turn an environment's id into a file's name, as rl-zoo does.
+
+    :param env_id: such as ``"package:Ant-v0"`` or ``"ALE/Pong-v5"``
+    :return: such as ``"Ant-v0"`` or ``"ALE-Pong-v5"``
+    """
+    return env_id.rpartition(":")[2].replace("/", "-")
+
+
+def step_of(model_path: Path) -> int | None:
+    """
+    Say at which step a checkpoint was taken.
+
+    :param model_path: ``rl_model_N_steps.zip``, or another model
+    :return: N; None for a model that is no checkpoint
+    """
+    match = CHECKPOINT.fullmatch(model_path.stem)
+    return int(match[2]) if match else None
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """
+    Read a CSV file of numbers, whatever a kill or a bad disk has made of it.
+
+    :param path: of the file
+    :return: its rows; what is no number is NaN, and what is no row is left out, with one warning that names the file
+    """
+    if not path.is_file():
+        return pd.DataFrame()
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    # a kill may leave half a line at the end
+    text = text[: text.rfind("\n") + 1]
+    try:
+        frame = pd.read_csv(io.StringIO(text), comment="#", on_bad_lines="skip")
+    except (pd.errors.EmptyDataError, pd.errors.ParserError):
+        frame = pd.DataFrame()
+    numbers: pd.DataFrame = frame.apply(pd.to_numeric, errors="coerce")
+    lines = sum(1 for line in text.splitlines() if line and not line.startswith("#"))
+    if "\ufffd" in text or lines > len(frame) + 1 or bool((numbers.isna() & frame.notna()).any(axis=None)):
+        _warn(path, "some of its lines are damaged and left out")
+    return numbers
+
+
+def _joined(frames: list[pd.DataFrame], columns: Iterable[str]) -> pd.DataFrame:
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(columns), dtype=float)
+
+
+def _warn(path: Path, reason: str) -> None:
+    warnings.warn(f"{path}: {reason}", stacklevel=3)
