@@ -11,6 +11,7 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.buffers import MaskableRolloutBufferSamples
 from sb3_contrib.common.recurrent.type_aliases import RecurrentRolloutBufferSamples
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -279,4 +280,6 @@ def zero_action(policy: ActorCriticPolicy) -> th.Tensor:
     space = policy.action_space
     if isinstance(space, spaces.Discrete):
         return th.zeros(1, dtype=th.long, device=policy.device)
-    return th.zeros(1, *(space.shape or ()), device=policy.device)
+    # As rollout buffers store them: a Box of any shape is one row of numbers.
+    shape = (get_action_dim(space),) if isinstance(space, spaces.Box) else space.shape or ()
+    return th.zeros(1, *shape, device=policy.device)

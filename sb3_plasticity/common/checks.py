@@ -100,6 +100,20 @@ def check_number(
         raise must_be(name, f"a finite number{' ' * bool(wanted)}{wanted}", value)
 
 
+def check_strength(name: str, value: object) -> None:
+    """
+    Check that a value is a strength: a constant, or one that follows the training's progress.
+
+    :param name: of the argument
+    :param value: as given; what a function returns is not looked at
+    :raises ValueError: if it is neither a finite number >= 0 nor callable
+    """
+    if callable(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise must_be(name, "a finite number >= 0 or a function of the remaining progress", value)
+
+
 def check_names(what: str, given: Iterable[object], accepted: Iterable[str]) -> None:
     """
     Check that names are known.

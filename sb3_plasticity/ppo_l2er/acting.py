@@ -61,7 +61,7 @@ def lean_forward(policy: ActorCriticPolicy) -> Callable[..., tuple[th.Tensor, th
     critic = _layers(policy.mlp_extractor.value_net, policy.value_net)
     if actor is None or critic is None:
         return None
-    original = type(policy).forward
+    original, shape = type(policy).forward, policy.action_space.shape
     scale = policy.log_std.detach().exp()
     double_variance, log_scale = 2 * scale**2, scale.log()
 
@@ -76,7 +76,7 @@ def lean_forward(policy: ActorCriticPolicy) -> Callable[..., tuple[th.Tensor, th
         log_prob = (-((actions - mean) ** 2) / double_variance - log_scale - _LOG_SQRT_2_PI).sum(dim=1)
         if not math.isfinite(log_prob.sum()):
             return original(policy, obs, deterministic)  # which says what is wrong
-        return actions, values, log_prob
+        return actions.reshape(-1, *shape), values, log_prob
 
     return forward
 

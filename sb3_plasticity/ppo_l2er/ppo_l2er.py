@@ -1,8 +1,11 @@
 """PPO with the L2-ER objective."""
 
+import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from io import BufferedIOBase
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -18,6 +21,7 @@ from torch import nn
 
 from sb3_plasticity.callbacks.task_sync import TaskSyncCallback, _tree
 from sb3_plasticity.common.actor_critic import find_hidden_layers
+from sb3_plasticity.common.checks import check_choice, check_count, check_strength, must_be, nearest
 from sb3_plasticity.common.objective import ER_AGGREGATES, RANKS_OF, ErAggregate, PPOCoefficients
 from sb3_plasticity.common.rank import RankOf
 from sb3_plasticity.common.rollout import Samples, rollout_samples, rollout_size
@@ -45,6 +49,7 @@ ErMode = Literal["loss", "step"]
 
 # Rows of the rollout on which train/erank_* is taken: enough for a stable number, few enough for image features.
 LOGGED_ROWS = 1024
+OWN_ARGUMENTS = ("er_coef", "l2_coef", "er_mode", "er_interval", "l2_log_std", "rank_of", "er_aggregate", "compile")
 
 
 class PPO_L2ER(PPO):
@@ -211,27 +216,10 @@ class PPO_L2ER(PPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        _check_coefficient("er_coef", self.er_coef)
-        _check_coefficient("l2_coef", self.l2_coef)
-        _check_choice("er_mode", self.er_mode, get_args(ErMode))
-        _check_choice("rank_of", self.rank_of, RANKS_OF)
-        _check_choice("er_aggregate", self.er_aggregate, ER_AGGREGATES)
-        _check_count("er_interval", self.er_interval, at_least=1)
-        if self.er_batch_size is not None:
-            if self.er_mode == "step":
-                raise ValueError(
-                    f"er_batch_size={self.er_batch_size}: er_mode='step' ranks the whole rollout; accepted is None"
-                )
-            _check_count("er_batch_size", self.er_batch_size, at_least=2)
-            if self.er_batch_size > (size := self.n_steps * self.n_envs):
-                raise ValueError(f"er_batch_size={self.er_batch_size}: accepted are at most n_steps * n_envs = {size}")
-        if self.l2_log_std not in (True, False, "only"):
-            raise ValueError(f"l2_log_std={self.l2_log_std!r}: accepted are True, False and 'only'")
+        self._check_arguments()
         super()._setup_model()
         if self.l2_log_std == "only" and not self._l2_parameters:
-            raise ValueError(
-                "l2_log_std='only': this policy has no log standard deviation; accepted are True and False"
-            )
+            raise must_be("l2_log_std", "True or False for a policy without log standard deviation", self.l2_log_std)
         self.er_coef = FloatSchedule(self.er_coef)
         self.l2_coef = FloatSchedule(self.l2_coef)
 
@@ -241,17 +229,32 @@ class PPO_L2ER(PPO):
         self._rank_reward = EffectiveRankReward(self.policy, layers, self.rank_of, self.er_aggregate)
         constant_zero = self.er_coef(1.0) == self.er_coef(0.5) == self.er_coef(0.0) == 0
         if not constant_zero and not layers.names:
-            raise ValueError(
-                f"er_coef={self.er_coef(1.0)}: this policy has no hidden layer whose features could be ranked "
-                f"(net_arch={self.policy.net_arch}); accepted is 0, or a policy with hidden layers"
+            warnings.warn(
+                f"er_coef={self.er_coef(1.0)} has no effect: this policy has no hidden layer whose features could be "
+                f"ranked (net_arch={self.policy.net_arch}); it trains as PPO with L2"
             )
         if self.er_aggregate == "sum":
             for names in (layers.policy, layers.value):
-                if len({layers.widths[name] for name in names}) > 1:
-                    widths = ", ".join(f"{name}: {layers.widths[name]}" for name in names)
-                    raise ValueError(
-                        f"er_aggregate='sum': accepted are hidden layers of equal width, these have {widths}"
-                    )
+                widths = {name: layers.widths[name] for name in names}
+                if len(set(widths.values())) > 1:
+                    raise must_be("er_aggregate", f"'mean' for hidden layers of different widths {widths}", "sum")
+
+    def _check_arguments(self) -> None:
+        """Refuse values that are out of range, before anything is built."""
+        check_strength("er_coef", self.er_coef)
+        check_strength("l2_coef", self.l2_coef)
+        check_choice("er_mode", self.er_mode, get_args(ErMode))
+        check_choice("rank_of", self.rank_of, RANKS_OF)
+        check_choice("er_aggregate", self.er_aggregate, ER_AGGREGATES)
+        check_choice("l2_log_std", self.l2_log_std, (True, False, "only"))
+        check_count("er_interval", self.er_interval, at_least=1)
+        if self.er_batch_size is None:
+            return
+        if self.er_mode == "step":
+            raise must_be("er_batch_size", "None where er_mode='step' ranks the whole rollout", self.er_batch_size)
+        check_count("er_batch_size", self.er_batch_size, at_least=2)
+        if self.er_batch_size > (size := self.n_steps * self.n_envs):
+            raise must_be("er_batch_size", f"at most n_steps * n_envs = {size}", self.er_batch_size)
 
     @property
     def _trainable_parameters(self) -> list[nn.Parameter]:
@@ -289,6 +292,8 @@ class PPO_L2ER(PPO):
             self._update_learning_rate(self.policy.optimizer)
             progress = self._current_progress_remaining
             er_coef, l2_coef = self.er_coef(progress), self.l2_coef(progress)  # type: ignore[operator]
+            if not self._rank_reward.layers.names:
+                er_coef = 0.0
             coefficients = PPOCoefficients.of(self)
             history: dict[str, list[Any]] = defaultdict(list)
             compiled = self.compile and self._prepare_compiled(coefficients, er_coef, l2_coef)
@@ -540,22 +545,43 @@ class PPO_L2ER(PPO):
             progress_bar=progress_bar,
         )
 
+    @classmethod
+    def load(
+        cls: type[SelfPPO_L2ER],
+        path: str | Path | BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPPO_L2ER:
+        """
+        Load a model as SB3 does, a saved PPO included, without passing over misspelt arguments.
+
+        :param path: path to the file, or a file-like object, where to load the agent from
+        :param env: the new environment to run the loaded model on; None if you only need predictions
+        :param device: Device on which the code should run
+        :param custom_objects: Dictionary of objects to replace upon loading
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: attributes of the model that replace the saved ones, such as ``er_coef=0.01``
+        :return: the model
+        :raises TypeError: for an attribute that the model does not have, with the nearest one
+        """
+        accepted = {*vars(cls("MlpPolicy", _init_setup_model=False)), *inspect.signature(cls).parameters}
+        for name in sorted(kwargs.keys() - accepted):
+            hint = nearest(name, sorted(accepted))
+            raise TypeError(f"{cls.__name__}.load got an unexpected keyword argument {name!r}{hint}")
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def __repr__(self) -> str:
+        progress, shown = self._current_progress_remaining, {}
+        for name in ("n_envs", "learning_rate", "n_steps", "batch_size", "n_epochs", *OWN_ARGUMENTS, "num_timesteps"):
+            value = getattr(self, name, None)
+            shown[name] = value(progress) if callable(value) else value
+        policy = getattr(self.policy_class, "__name__", self.policy_class)
+        return f"{type(self).__name__}({policy}, {', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_rank_reward", "_compiled", "_uncompilable", "_rollout"]
-
-
-def _check_coefficient(name: str, value: Any) -> None:
-    if callable(value):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise ValueError(f"{name}={value!r}: accepted are numbers >= 0 and functions of the remaining progress")
-
-
-def _check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise ValueError(f"{name}={value!r}: accepted are {', '.join(map(repr, accepted))}")
-
-
-def _check_count(name: str, value: Any, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name}={value!r}: accepted are whole numbers >= {at_least}")

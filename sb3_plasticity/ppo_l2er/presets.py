@@ -1,6 +1,5 @@
 """The one-argument form, ``PPO_L2ER("SlipperyAnt-v0")``: tuned hyper-parameters from the packaged YAML."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn, optim
 
+from sb3_plasticity.common.checks import check_choice, check_keywords, must_be, nearest
 from sb3_plasticity.vec_env import make_nonstationary_vec_env
 
 # Keys of an rl-zoo entry that describe the run, not the algorithm.
@@ -61,9 +61,8 @@ def parse_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
             continue
         cls = getattr(module, name, None)
         if not (isinstance(cls, type) and issubclass(cls, base)):
-            close = difflib.get_close_matches(name, dir(module), n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{key}={name!r}{hint}: accepted are the names of classes in {module.__name__}")
+            hint = nearest(name, dir(module))
+            raise ValueError(f"{must_be(key, f'the name of a class in {module.__name__}', name)}{hint}")
         arguments[key] = cls
     return arguments
 
@@ -80,7 +79,7 @@ def parse_schedule(value: Any) -> Any:
         try:
             start = float(value.removeprefix("lin_"))
         except ValueError:
-            raise ValueError(f"{value!r}: accepted is lin_ and a number, as in 'lin_1e-3'") from None
+            raise must_be("schedule", "lin_ and a number, as in 'lin_1e-3'", value) from None
         return LinearSchedule(start=start, end=0.0, end_fraction=1.0)
     return value
 
@@ -111,6 +110,7 @@ def one_argument_form(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def wrapper(self: BaseAlgorithm, *args: Any, **kwargs: Any) -> None:
+        check_keywords(init, kwargs, type(self).__name__)
         arguments = dict(signature.bind(self, *args, **kwargs).arguments)
         del arguments["self"]
         if arguments.get("_init_setup_model", True):
@@ -130,19 +130,16 @@ def complete_arguments(algorithm: type[BaseAlgorithm], given: dict[str, Any]) ->
     :raises ValueError: without an environment, or for an unknown ``preset``
     """
     preset = given.get("preset", "auto")
-    if preset not in ("auto", None):
-        raise ValueError(f"preset={preset!r}: accepted are 'auto' and None")
+    check_choice("preset", preset, ("auto", None))
     policy, env = given.get("policy"), given.get("env")
     is_policy = isinstance(policy, type) or (isinstance(policy, str) and policy in algorithm.policy_aliases)
     if env is None and not is_policy:
         policy, env = None, policy
     if env is None:
         name = algorithm.__name__
-        raise ValueError(
-            f"env=None: {name} needs an environment, as in {name}('SlipperyAnt-v0'), {name}(env) or "
-            f"{name}('MlpPolicy', env); "
-            f"a single string is an environment id unless it is one of {', '.join(map(repr, algorithm.policy_aliases))}"
-        )
+        forms = f"as in {name}('SlipperyAnt-v0'), {name}(env) or {name}('MlpPolicy', env)"
+        aliases = ", ".join(map(repr, algorithm.policy_aliases))
+        raise must_be("env", f"an environment, {forms} (a single string is an id unless it is one of {aliases})", None)
     if policy is not None:
         return given
 
@@ -156,8 +153,8 @@ def complete_arguments(algorithm: type[BaseAlgorithm], given: dict[str, Any]) ->
         else:
             run = {key: entry[key] for key in ("n_envs", "env_kwargs") if key in entry}
             taken = {key: value for key, value in preset_arguments(entry).items() if key not in given}
-            if verbose >= 1:
-                print(f"Preset for {env}: " + ", ".join(f"{key}={value}" for key, value in (run | taken).items()))
+            # Whatever verbose is: nothing in the call says where these values come from.
+            print(f"{algorithm.__name__} preset {env}: " + ", ".join(f"{k}={v}" for k, v in (run | taken).items()))
             env = make_nonstationary_vec_env(env, seed=given.get("seed"), **run)
     env = algorithm._wrap_env(env, verbose)
     return {"policy": policy_for(env.observation_space), "env": env} | taken | given

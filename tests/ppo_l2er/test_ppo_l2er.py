@@ -161,8 +161,8 @@ def test_l2_log_std_leaves_the_log_std_out():
 @pytest.mark.parametrize(
     ("choice", "env", "message"),
     [
-        ("all", "Pendulum-v1", "l2_log_std='all': accepted are"),
-        ("only", "CartPole-v1", "has no log standard deviation"),
+        ("all", "Pendulum-v1", "`l2_log_std` must be one of True, False, 'only', got 'all'"),
+        ("only", "CartPole-v1", "`l2_log_std` must be True or False for a policy without log standard deviation"),
     ],
 )
 def test_l2_log_std_that_cannot_be(choice, env, message):
@@ -306,7 +306,7 @@ class TestOneArgumentForm:
 
     @pytest.mark.parametrize("arguments", [(), ("MlpPolicy",), (None, None)])
     def test_needs_an_environment(self, arguments):
-        with pytest.raises(ValueError, match=r"env=None.*PPO_L2ER\('SlipperyAnt-v0'\).*'MlpPolicy'"):
+        with pytest.raises(ValueError, match=r"`env` must be.*PPO_L2ER\('SlipperyAnt-v0'\).*'MlpPolicy'.*got None"):
             PPO_L2ER(*arguments)
 
     def test_a_mistyped_id_names_the_nearest(self):
@@ -323,23 +323,22 @@ class TestOneArgumentForm:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(er_coef=-1e-3), "er_coef=-0.001: accepted are numbers >= 0"),
-        (dict(er_coef=float("nan")), "er_coef=nan"),
-        (dict(er_coef="lin_1e-3"), "er_coef='lin_1e-3'"),
-        (dict(l2_coef=float("inf")), "l2_coef=inf"),
-        (dict(er_mode="los"), "er_mode='los': accepted are 'loss', 'step'"),
-        (dict(rank_of="gram"), "rank_of='gram': accepted are 'covariance', 'features'"),
-        (dict(er_aggregate="max"), "er_aggregate='max': accepted are 'mean', 'sum'"),
-        (dict(er_interval=0), "er_interval=0: accepted are whole numbers >= 1"),
-        (dict(er_interval=2.5), "er_interval=2.5"),
-        (dict(er_batch_size=1), "er_batch_size=1: accepted are whole numbers >= 2"),
-        (dict(er_batch_size=65), "er_batch_size=65: accepted are at most n_steps \\* n_envs = 64"),
-        (dict(er_batch_size=32, er_mode="step"), "er_batch_size=32: er_mode='step'"),
-        (dict(preset="paper"), "preset='paper': accepted are 'auto' and None"),
-        (dict(policy_kwargs=dict(net_arch=[])), "er_coef=0.001: this policy has no hidden layer"),
+        (dict(er_coef=-1e-3), "`er_coef` must be a finite number >= 0 or a function of .* progress, got -0.001"),
+        (dict(er_coef=float("nan")), "`er_coef` must be .* got nan"),
+        (dict(er_coef="lin_1e-3"), "`er_coef` must be .* got 'lin_1e-3'"),
+        (dict(l2_coef=float("inf")), "`l2_coef` must be .* got inf"),
+        (dict(er_mode="los"), "`er_mode` must be one of 'loss', 'step', got 'los' \\(did you mean 'loss'"),
+        (dict(rank_of="gram"), "`rank_of` must be one of 'covariance', 'features', got 'gram'"),
+        (dict(er_aggregate="max"), "`er_aggregate` must be one of 'mean', 'sum', got 'max'"),
+        (dict(er_interval=0), "`er_interval` must be a whole number >= 1, got 0"),
+        (dict(er_interval=2.5), "`er_interval` must be a whole number >= 1, got 2.5"),
+        (dict(er_batch_size=1), "`er_batch_size` must be a whole number >= 2, got 1"),
+        (dict(er_batch_size=65), "`er_batch_size` must be at most n_steps \\* n_envs = 64, got 65"),
+        (dict(er_batch_size=32, er_mode="step"), "`er_batch_size` must be None where er_mode='step'"),
+        (dict(preset="paper"), "`preset` must be one of 'auto', None, got 'paper'"),
         (
             dict(er_aggregate="sum", policy_kwargs=dict(net_arch=[16, 8])),
-            "er_aggregate='sum': accepted are hidden layers of equal width.*16.*8",
+            "`er_aggregate` must be 'mean' for hidden layers of different widths .*: 16.*: 8",
         ),
     ],
 )
