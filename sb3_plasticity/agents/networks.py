@@ -1,0 +1,215 @@
+"""The networks of an agent by name: which parameters and layers are whose, and which optimizer moves them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch as th
+from sb3_contrib import QRDQN, TQC, CrossQ
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from sb3_plasticity.common.actor_critic import zero_action, zero_observation
+
+# The modules whose outputs are units: what a mitigation or an instrument calls a layer.
+LAYER_TYPES = (nn.Linear, _ConvNd, nn.RNNBase)
+
+
+@dataclass(frozen=True)
+class Network:
+    """
+    One of an agent's networks: what its loss can change, and by which optimizer.
+
+    Parameters that several networks share, such as those of a common features extractor, are in each of them. Target
+    networks and the entropy coefficient are in none.
+
+    :param name: ``policy`` or ``value`` (on-policy algorithms); ``actor``, ``critic_0``, ``critic_1``, ... (SAC, TD3,
+        DDPG, TQC, CrossQ); ``q`` (DQN, QRDQN)
+    :param root: the module that all names refer to, normally ``model.policy``
+    :param parameters: the trainable parameters by their name in ``root``, ``log_std`` and its like among them
+    :param layers: names in ``root`` of the network's linear, convolutional and recurrent layers, in forward order
+    :param optimizer: the optimizer that steps these parameters
+    :param exploration: names of those parameters that only set the scale of the exploration noise
+    """
+
+    name: str
+    root: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    layers: tuple[str, ...]
+    optimizer: th.optim.Optimizer
+    exploration: frozenset[str] = frozenset()
+
+
+@singledispatch
+def networks_of(model: Any) -> dict[str, Network]:
+    """
+    Name an agent's networks. A stranger's algorithm joins with ``@networks_of.register(MyAlgorithm)``.
+
+    Runs each network on one all-zero observation, in evaluation mode, without touching any random generator.
+
+    :param model: an algorithm of SB3 or sb3-contrib, its policy built
+    :return: name to network, the one that acts first
+    :raises TypeError: for an algorithm that nobody has registered
+    """
+    raise TypeError(
+        f"`model` must be an algorithm whose networks are known, got a {type(model).__name__}: "
+        "register it with @networks_of.register"
+    )
+
+
+@networks_of.register(OnPolicyAlgorithm)
+def _actor_critic(model: OnPolicyAlgorithm) -> dict[str, Network]:
+    policy: Any = model.policy
+    observation, action = zero_observation(policy), zero_action(policy)
+    context: tuple[Any, ...] = ()
+    if isinstance(policy, RecurrentActorCriticPolicy):
+        layers, _, width = policy.lstm_hidden_state_shape
+        state = th.zeros(layers, 1, width, device=policy.device)
+        context = RNNStates((state, state), (state, state)), th.zeros(1, device=policy.device)
+    with _observed(policy) as called:
+        values, log_prob, _ = policy.evaluate_actions(observation, action, *context)
+    return trace_networks(policy, called, {"policy": [log_prob], "value": [values]}, policy.optimizer)
+
+
+@networks_of.register(SAC)
+@networks_of.register(TQC)
+@networks_of.register(CrossQ)
+def _stochastic_actor(model: SAC) -> dict[str, Network]:
+    policy: Any = model.policy
+    observation, action = zero_observation(policy), zero_action(policy)
+    with _observed(policy) as called:
+        mean, log_std, _ = policy.actor.get_action_dist_params(observation)
+        critics = _critics(policy.critic(observation, action))
+    return {
+        **trace_networks(policy, called, {"actor": [mean, log_std]}, policy.actor.optimizer),
+        **trace_networks(policy, called, critics, policy.critic.optimizer),
+    }
+
+
+@networks_of.register(TD3)
+def _deterministic_actor(model: TD3) -> dict[str, Network]:
+    policy: Any = model.policy
+    observation, action = zero_observation(policy), zero_action(policy)
+    with _observed(policy) as called:
+        mean = policy.actor(observation)
+        critics = _critics(policy.critic(observation, action))
+    return {
+        **trace_networks(policy, called, {"actor": [mean]}, policy.actor.optimizer),
+        **trace_networks(policy, called, critics, policy.critic.optimizer),
+    }
+
+
+@networks_of.register(DQN)
+def _q_network(model: DQN) -> dict[str, Network]:
+    policy: Any = model.policy
+    with _observed(policy) as called:
+        values = policy.q_net(zero_observation(policy))
+    return trace_networks(policy, called, {"q": [values]}, policy.optimizer)
+
+
+@networks_of.register(QRDQN)
+def _quantile_network(model: QRDQN) -> dict[str, Network]:
+    policy: Any = model.policy
+    with _observed(policy) as called:
+        quantiles = policy.quantile_net(zero_observation(policy))
+    return trace_networks(policy, called, {"q": [quantiles]}, policy.optimizer)
+
+
+def trace_networks(
+    root: nn.Module,
+    called: Iterable[str],
+    outputs: Mapping[str, Iterable[th.Tensor]],
+    optimizer: th.optim.Optimizer,
+) -> dict[str, Network]:
+    """
+    Find the parameters and layers of networks from the graphs of their outputs.
+
+    :param root: the module that holds all of them
+    :param called: names in ``root`` of the layers that were called, in order
+    :param outputs: of each network, tensors whose graphs reach all that its loss can change
+    :param optimizer: that steps their parameters
+    :return: name to network; one that has no trainable parameter is left out
+    """
+    modules, called = dict(root.named_modules()), list(called)
+    networks = {}
+    for network, tensors in outputs.items():
+        reached = reached_parameters(tensors)
+        parameters = {name: p for name, p in root.named_parameters() if id(p) in reached}
+        if parameters:
+            networks[network] = Network(
+                name=network,
+                root=root,
+                parameters=parameters,
+                layers=tuple(name for name in called if any(id(p) in reached for p in modules[name].parameters())),
+                optimizer=optimizer,
+                exploration=frozenset(name for name in parameters if "log_std" in name.split(".")),
+            )
+    return networks
+
+
+def reached_parameters(outputs: Iterable[th.Tensor]) -> set[int]:
+    """
+    Walk the graphs of tensors down to their leaves.
+
+    :param outputs: tensors with graphs
+    :return: identities of the leaves that a backward pass would reach
+    """
+    outputs = list(outputs)
+    waiting = [output.grad_fn for output in outputs]
+    leaves = {id(output) for output in outputs if output.is_leaf}
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            leaves.add(id(leaf))
+        waiting.extend(following for following, _ in node.next_functions)
+    return leaves
+
+
+@contextmanager
+def _observed(policy: nn.Module) -> Iterator[list[str]]:
+    """Record which layers are called, with gradients, in evaluation mode, and leave the policy as it was."""
+    modes = {module: module.training for module in policy.modules()}
+    distributions = [
+        (dist, dict(vars(dist)))
+        for dist in (getattr(part, "action_dist", None) for part in (policy, getattr(policy, "actor", None)))
+        if dist is not None
+    ]
+    called: dict[str, None] = {}
+    handles = []
+    for name, module in policy.named_modules():
+        if isinstance(module, LAYER_TYPES):
+
+            def note(_module: nn.Module, _inputs: Any, name: str = name) -> None:
+                called[name] = None
+
+            handles.append(module.register_forward_pre_hook(note))
+    order: list[str] = []
+    policy.eval()
+    try:
+        with th.enable_grad():
+            yield order
+        order.extend(called)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+        for dist, state in distributions:  # no graph stays behind
+            vars(dist).clear()
+            vars(dist).update(state)
+
+
+def _critics(values: Any) -> dict[str, list[th.Tensor]]:
+    """Outputs critic by critic: a tuple of them (SAC, TD3, CrossQ), or one tensor with the critics on axis 1 (TQC)."""
+    each = values.unbind(1) if isinstance(values, th.Tensor) else values
+    return {f"critic_{index}": [value] for index, value in enumerate(each)}
