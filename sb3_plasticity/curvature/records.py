@@ -1,25 +1,27 @@
 """Saved spectra of a run as one table."""
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from sb3_plasticity.curvature.spectrum import Spectrum
+from sb3_plasticity.curvature.spectrum import ForeignFileError, Spectrum
 
-_FIRST_COLUMNS = ("step", "task_index", "network", "kind")
+_FIRST_COLUMNS = ("run", "step", "task_index", "network", "kind")
 
 
 def load_spectra(directory: str | os.PathLike[str], epsilon: Iterable[float] = (1e-3, 1e-2, 1e-1)) -> pd.DataFrame:
     """
-    Read every spectrum saved under a directory: a row per measurement, by step.
+    Read every spectrum saved under a directory: a row per measurement, run by run and by step.
 
-    Columns: ``step``, ``task_index``, ``network``, ``kind`` and whatever else the files' ``info`` holds, ``dim``, the
-    measures of :meth:`Spectrum.measures` each followed by its standard error (``<measure>_se``), the bounds of
+    Columns: ``run`` (the folder, relative to ``directory``, whose ``curvature`` folder holds the file), ``step``,
+    ``task_index``, ``network``, ``kind`` and whatever else the files' ``info`` holds, ``dim``, the measures of
+    :meth:`Spectrum.measures` each followed by its standard error (``<measure>_se``), the bounds of
     :meth:`Spectrum.epsilon_rank_bounds` (``<measure>_low``, ``<measure>_high``), then ``spectrum`` (the
-    :class:`Spectrum` itself) and ``path``. Other npz files are passed over.
+    :class:`Spectrum` itself) and ``path``. Other whole npz files are passed over, and so are damaged ones, with one
+    warning that names them all.
 
     :param directory: searched with its subfolders
     :param epsilon: thresholds of the ``epsilon_rank_<eps>`` columns: they need not be those of the run
@@ -30,30 +32,36 @@ def load_spectra(directory: str | os.PathLike[str], epsilon: Iterable[float] = (
     if not root.is_dir():
         raise FileNotFoundError(f"directory={os.fspath(directory)!r} does not exist")
     thresholds = tuple(epsilon)
-    rows = [_row(path, thresholds) for path in sorted(root.rglob("*.npz")) if _is_spectrum(path)]
+    rows, damaged = [], []
+    for path in sorted(root.rglob("*.npz")):
+        try:
+            spectrum = Spectrum.load(path)
+        except ForeignFileError:
+            continue
+        except (OSError, ValueError) as error:
+            damaged.append(f"{path} ({str(error).removeprefix(f'{path} ')})")
+            continue
+        rows.append({"run": _run(path.relative_to(root))} | _row(spectrum, thresholds) | {"path": str(path)})
+    if damaged:
+        warnings.warn(f"load_spectra passed over damaged files: {'; '.join(damaged)}")
     if not rows:
         return pd.DataFrame(columns=[*_FIRST_COLUMNS, "dim", "spectrum", "path"])
     table = pd.DataFrame(rows)
     first = [name for name in _FIRST_COLUMNS if name in table.columns]
     table = table[[*first, *(name for name in table.columns if name not in first)]]
-    return table.sort_values(first, kind="stable", ignore_index=True) if first else table
+    return table.sort_values(first, kind="stable", ignore_index=True)
 
 
-def _is_spectrum(path: Path) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return "format" in file.files and str(file["format"]).startswith("sb3_plasticity.Spectrum/")
-    except ValueError:
-        # Someone else's file with pickled arrays.
-        return False
+def _run(path: Path) -> str:
+    folder = path.parent
+    return (folder.parent if folder.name == "curvature" else folder).as_posix()
 
 
-def _row(path: Path, epsilon: tuple[float, ...]) -> dict[str, object]:
-    spectrum = Spectrum.load(path)
+def _row(spectrum: Spectrum, epsilon: tuple[float, ...]) -> dict[str, object]:
     row: dict[str, object] = {**spectrum.info, "dim": spectrum.dim}
     for name, value in spectrum.measures(epsilon).items():
         row |= {name: float(value), f"{name}_se": value.standard_error}
     for eps in epsilon:
         low, high = spectrum.epsilon_rank_bounds(eps)
         row |= {f"epsilon_rank_{eps:g}_low": low, f"epsilon_rank_{eps:g}_high": high}
-    return row | {"spectrum": spectrum, "path": str(path)}
+    return row | {"spectrum": spectrum}

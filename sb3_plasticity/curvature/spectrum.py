@@ -3,16 +3,27 @@
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from sb3_plasticity.common.files import replacing
 from sb3_plasticity.common.rank import epsilon_rank
 
 _FORMAT = "sb3_plasticity.Spectrum/1"
+
+
+# What NumPy and zipfile raise for a file that was cut short, altered, or is a plain array.
+_DAMAGED = (BadZipFile, EOFError, KeyError, NotImplementedError, TypeError, ValueError, zlib.error)
+
+
+class ForeignFileError(ValueError):
+    """A whole npz file that is no saved spectrum."""
 
 
 class Measure(float):
@@ -235,10 +246,11 @@ class Spectrum:
         if target.suffix != ".npz":
             target = target.with_name(target.name + ".npz")
         info = json.dumps(dict(self.info), default=_to_json)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "wb" if overwrite else "xb") as file:
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{target} exists: pass overwrite=True to replace it")
+        with replacing(target) as temporary:
             np.savez_compressed(
-                file,
+                temporary,
                 format=np.array(_FORMAT),
                 nodes=self.nodes,
                 weights=self.weights,
@@ -256,19 +268,28 @@ class Spectrum:
 
         :param path: file
         :return: the spectrum
-        :raises ValueError: if the file is no saved spectrum
+        :raises ForeignFileError: a ValueError, if the file is whole and someone else's
+        :raises ValueError: naming the file, if it is damaged or of another version
+        :raises OSError: if it cannot be read
         """
-        with np.load(path, allow_pickle=False) as file:
-            if "format" not in file.files or str(file["format"]) != _FORMAT:
-                raise ValueError(f"{os.fspath(path)} is no saved Spectrum ({_FORMAT}): it holds {sorted(file.files)}")
-            return cls(
-                file["nodes"],
-                file["weights"],
-                int(file["dim"]),
-                exact=bool(file["exact"]),
-                rounding=float(file["rounding"]),
-                info=json.loads(str(file["info"])),
-            )
+        try:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+                if not str(file["format"] if "format" in file.files else "").startswith(_FORMAT.partition("/")[0]):
+                    raise ForeignFileError(f"{os.fspath(path)} is no saved Spectrum: it holds {sorted(file.files)}")
+                if str(file["format"]) != _FORMAT:
+                    raise ValueError(f"its format is {file['format']}, known is {_FORMAT}")
+                return cls(
+                    file["nodes"],
+                    file["weights"],
+                    int(file["dim"]),
+                    exact=bool(file["exact"]),
+                    rounding=float(file["rounding"]),
+                    info=json.loads(str(file["info"])),
+                )
+        except ForeignFileError:
+            raise
+        except _DAMAGED as error:
+            raise ValueError(f"{os.fspath(path)} is no whole saved Spectrum: {error}") from error
 
     def _measure(self, per_draw: np.ndarray) -> Measure:
         if self.exact:

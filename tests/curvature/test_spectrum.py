@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,9 +159,10 @@ def test_load_spectra(tmp_path):
     np.savez(tmp_path / "evaluations.npz", results=np.zeros(3))
     np.savez(tmp_path / "objects.npz", results=np.array([{}], dtype=object))
     table = load_spectra(tmp_path, epsilon=(0.5, 2.0))
-    assert table.columns[:6].tolist() == ["step", "task_index", "network", "kind", "n_samples", "dim"]
+    assert table.columns[:7].tolist() == ["run", "step", "task_index", "network", "kind", "n_samples", "dim"]
     assert table.step.tolist() == [100, 100, 2000]
     assert table.network.tolist() == ["policy", "value", "value"]
+    assert table.run.tolist() == ["policy", "value", "value"]
     np.testing.assert_allclose(table["epsilon_rank_0.5"], 0.3)
     np.testing.assert_allclose(table["epsilon_rank_2"], 0.1)
     np.testing.assert_allclose(table["trace"], 4.0)
@@ -173,3 +175,75 @@ def test_load_spectra_of_nothing(tmp_path):
     assert len(table) == 0 and "step" in table.columns
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_spectra(tmp_path / "nowhere")
+
+
+def test_runs_are_told_apart(tmp_path):
+    for run in ("b/seed_1", "a"):
+        for step in (200, 100):
+            path = tmp_path / run / "curvature" / f"{step}.npz"
+            Spectrum.from_eigenvalues([1.0], info={"step": step}).save(path)
+    table = load_spectra(tmp_path)
+    assert list(zip(table.run, table.step, strict=True)) == [
+        ("a", 100), ("a", 200), ("b/seed_1", 100), ("b/seed_1", 200),
+    ]  # fmt: skip
+    assert (
+        load_spectra(tmp_path / "a").run.tolist()
+        == load_spectra(tmp_path / "a" / "curvature").run.tolist()
+        == ["."] * 2
+    )
+
+
+def test_a_failing_save_leaves_what_was_there(tmp_path, monkeypatch):
+    path = TEN.save(tmp_path / "x")
+
+    def full_disk(file, **arrays):
+        Path(file).write_bytes(b"PK\x03\x04")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    for target in (path, tmp_path / "y.npz"):
+        with pytest.raises(OSError, match="No space"):
+            Spectrum.from_eigenvalues([1.0]).save(target, overwrite=True)
+    assert Spectrum.load(path).dim == 10
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def damage(folder):
+    """Files of every kind that is no whole record; the names of those that a warning must name."""
+    data = TEN.save(folder / "whole.npz").read_bytes()
+    for length in (0, 1, 300, len(data) - 1):
+        (folder / f"cut_{length}.npz").write_bytes(data[:length])
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, len(data), 40):
+        flipped = bytearray(data)
+        flipped[place] ^= 0xFF
+        (folder / f"flipped_{place}.npz").write_bytes(flipped)
+    np.save(folder / "plain.npy", np.zeros(3))
+    (folder / "plain.npy").rename(folder / "plain.npz")
+    (folder / "folder.npz").mkdir()
+    (folder / "dangling.npz").symlink_to(folder / "nowhere")
+    (folder / "text.npz").write_text("no archive")
+    with np.load(folder / "whole.npz") as file:
+        arrays = dict(file)
+    np.savez(folder / "format_only.npz", format=arrays["format"])
+    np.savez(folder / "version.npz", **arrays | {"format": "sb3_plasticity.Spectrum/99"})
+    np.savez(folder / "json.npz", **arrays | {"info": "{"})
+    np.savez(folder / "nan.npz", **arrays | {"nodes": np.full_like(arrays["nodes"], np.nan)})
+    np.savez(folder / "evaluations.npz", results=np.zeros(3))
+    return [path.name for path in folder.iterdir() if path.name not in ("whole.npz", "evaluations.npz")]
+
+
+def test_damaged_files_are_passed_over_and_named(tmp_path):
+    names = damage(tmp_path)
+    with pytest.warns(UserWarning, match="passed over damaged files") as caught:
+        table = load_spectra(tmp_path)
+    message = str(caught[0].message)
+    assert len(caught) == 1 and "evaluations" not in message and "whole.npz" not in message
+    # A flipped byte in a zip's time stamp damages nothing, one in a member's name makes another member of it.
+    read = {Path(path).name for path in table.path}
+    assert "whole.npz" in read and read <= {"whole.npz", *(name for name in names if name.startswith("flipped"))}
+    missing = [name for name in names if name not in read and f"{name} (" not in message]
+    assert all(name.startswith("flipped") for name in missing) and len(missing) <= 2
+    assert all((spectrum.nodes == TEN.nodes).all() for spectrum in table.spectrum)
+    with pytest.raises(ValueError, match=r"cut_300\.npz is no whole saved Spectrum"):
+        Spectrum.load(tmp_path / "cut_300.npz")
