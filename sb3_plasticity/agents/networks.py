@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any
 
@@ -13,12 +13,9 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from sb3_plasticity.common.actor_critic import zero_action, zero_observation
-
-# The modules whose outputs are units: what a mitigation or an instrument calls a layer.
-LAYER_TYPES = (nn.Linear, _ConvNd, nn.RNNBase)
+from sb3_plasticity.common.networks import HiddenLayer, UnitGraph, trace_units
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,9 @@ class Network:
     :param parameters: the trainable parameters by their name in ``root``, ``log_std`` and its like among them
     :param layers: names in ``root`` of the network's linear, convolutional and recurrent layers, in forward order
     :param optimizer: the optimizer that steps these parameters
+    :param units: its hidden layers by name, in forward order, with all layers that read them, in other networks too
+    :param unclear: its hidden layers whose units cannot be told apart where they are read, and why
+    :param outputs: names of its layers that no other layer reads
     :param exploration: names of those parameters that only set the scale of the exploration noise
     """
 
@@ -43,6 +43,9 @@ class Network:
     parameters: Mapping[str, nn.Parameter]
     layers: tuple[str, ...]
     optimizer: th.optim.Optimizer
+    units: Mapping[str, HiddenLayer] = field(default_factory=dict)
+    unclear: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
     exploration: frozenset[str] = frozenset()
 
 
@@ -72,9 +75,9 @@ def _actor_critic(model: OnPolicyAlgorithm) -> dict[str, Network]:
         layers, _, width = policy.lstm_hidden_state_shape
         state = th.zeros(layers, 1, width, device=policy.device)
         context = RNNStates((state, state), (state, state)), th.zeros(1, device=policy.device)
-    with _observed(policy) as called:
+    with _observed(policy) as graph:
         values, log_prob, _ = policy.evaluate_actions(observation, action, *context)
-    return trace_networks(policy, called, {"policy": [log_prob], "value": [values]}, policy.optimizer)
+    return trace_networks(policy, graph, {"policy": [log_prob], "value": [values]}, policy.optimizer)
 
 
 @networks_of.register(SAC)
@@ -83,12 +86,12 @@ def _actor_critic(model: OnPolicyAlgorithm) -> dict[str, Network]:
 def _stochastic_actor(model: SAC) -> dict[str, Network]:
     policy: Any = model.policy
     observation, action = zero_observation(policy), zero_action(policy)
-    with _observed(policy) as called:
+    with _observed(policy) as graph:
         mean, log_std, _ = policy.actor.get_action_dist_params(observation)
-        critics = _critics(policy.critic(observation, action))
+        critics = _critics(policy.critic, observation, action)
     return {
-        **trace_networks(policy, called, {"actor": [mean, log_std]}, policy.actor.optimizer),
-        **trace_networks(policy, called, critics, policy.critic.optimizer),
+        **trace_networks(policy, graph, {"actor": [mean, log_std]}, policy.actor.optimizer),
+        **trace_networks(policy, graph, critics, policy.critic.optimizer),
     }
 
 
@@ -96,34 +99,34 @@ def _stochastic_actor(model: SAC) -> dict[str, Network]:
 def _deterministic_actor(model: TD3) -> dict[str, Network]:
     policy: Any = model.policy
     observation, action = zero_observation(policy), zero_action(policy)
-    with _observed(policy) as called:
+    with _observed(policy) as graph:
         mean = policy.actor(observation)
-        critics = _critics(policy.critic(observation, action))
+        critics = _critics(policy.critic, observation, action)
     return {
-        **trace_networks(policy, called, {"actor": [mean]}, policy.actor.optimizer),
-        **trace_networks(policy, called, critics, policy.critic.optimizer),
+        **trace_networks(policy, graph, {"actor": [mean]}, policy.actor.optimizer),
+        **trace_networks(policy, graph, critics, policy.critic.optimizer),
     }
 
 
 @networks_of.register(DQN)
 def _q_network(model: DQN) -> dict[str, Network]:
     policy: Any = model.policy
-    with _observed(policy) as called:
+    with _observed(policy) as graph:
         values = policy.q_net(zero_observation(policy))
-    return trace_networks(policy, called, {"q": [values]}, policy.optimizer)
+    return trace_networks(policy, graph, {"q": [values]}, policy.optimizer)
 
 
 @networks_of.register(QRDQN)
 def _quantile_network(model: QRDQN) -> dict[str, Network]:
     policy: Any = model.policy
-    with _observed(policy) as called:
+    with _observed(policy) as graph:
         quantiles = policy.quantile_net(zero_observation(policy))
-    return trace_networks(policy, called, {"q": [quantiles]}, policy.optimizer)
+    return trace_networks(policy, graph, {"q": [quantiles]}, policy.optimizer)
 
 
 def trace_networks(
     root: nn.Module,
-    called: Iterable[str],
+    graph: UnitGraph,
     outputs: Mapping[str, Iterable[th.Tensor]],
     optimizer: th.optim.Optimizer,
 ) -> dict[str, Network]:
@@ -131,22 +134,26 @@ def trace_networks(
     Find the parameters and layers of networks from the graphs of their outputs.
 
     :param root: the module that holds all of them
-    :param called: names in ``root`` of the layers that were called, in order
+    :param graph: from :func:`~sb3_plasticity.common.networks.trace_units` while the outputs were computed
     :param outputs: of each network, tensors whose graphs reach all that its loss can change
     :param optimizer: that steps their parameters
     :return: name to network; one that has no trainable parameter is left out
     """
-    modules, called = dict(root.named_modules()), list(called)
+    modules = dict(root.named_modules())
     networks = {}
     for network, tensors in outputs.items():
         reached = reached_parameters(tensors)
         parameters = {name: p for name, p in root.named_parameters() if id(p) in reached}
+        layers = [name for name in graph.called if any(id(p) in reached for p in modules[name].parameters())]
         if parameters:
             networks[network] = Network(
                 name=network,
                 root=root,
                 parameters=parameters,
-                layers=tuple(name for name in called if any(id(p) in reached for p in modules[name].parameters())),
+                layers=tuple(layers),
+                units={name: graph.hidden[name] for name in layers if name in graph.hidden},
+                unclear={name: graph.unclear[name] for name in layers if name in graph.unclear},
+                outputs=tuple(name for name in layers if name in graph.outputs),
                 optimizer=optimizer,
                 exploration=frozenset(name for name in parameters if "log_std" in name.split(".")),
             )
@@ -176,32 +183,19 @@ def reached_parameters(outputs: Iterable[th.Tensor]) -> set[int]:
 
 
 @contextmanager
-def _observed(policy: nn.Module) -> Iterator[list[str]]:
-    """Record which layers are called, with gradients, in evaluation mode, and leave the policy as it was."""
+def _observed(policy: nn.Module) -> Iterator[UnitGraph]:
+    """Watch layers and what reads them, with gradients, in evaluation mode, and leave the policy as it was."""
     modes = {module: module.training for module in policy.modules()}
     distributions = [
         (dist, dict(vars(dist)))
         for dist in (getattr(part, "action_dist", None) for part in (policy, getattr(policy, "actor", None)))
         if dist is not None
     ]
-    called: dict[str, None] = {}
-    handles = []
-    for name, module in policy.named_modules():
-        if isinstance(module, LAYER_TYPES):
-
-            def note(_module: nn.Module, _inputs: Any, name: str = name) -> None:
-                called[name] = None
-
-            handles.append(module.register_forward_pre_hook(note))
-    order: list[str] = []
     policy.eval()
     try:
-        with th.enable_grad():
-            yield order
-        order.extend(called)
+        with th.enable_grad(), trace_units(policy) as graph:
+            yield graph
     finally:
-        for handle in handles:
-            handle.remove()
         for module, training in modes.items():
             module.training = training
         for dist, state in distributions:  # no graph stays behind
@@ -209,7 +203,16 @@ def _observed(policy: nn.Module) -> Iterator[list[str]]:
             vars(dist).update(state)
 
 
-def _critics(values: Any) -> dict[str, list[th.Tensor]]:
-    """Outputs critic by critic: a tuple of them (SAC, TD3, CrossQ), or one tensor with the critics on axis 1 (TQC)."""
-    each = values.unbind(1) if isinstance(values, th.Tensor) else values
-    return {f"critic_{index}": [value] for index, value in enumerate(each)}
+def _critics(critic: Any, observation: Any, action: th.Tensor) -> dict[str, list[th.Tensor]]:
+    """Outputs critic by critic, also where the critic's own result joins them (TQC)."""
+    found: list[th.Tensor] = []
+    # append returns None, so the hooks leave the outputs as they are.
+    handles = [
+        net.register_forward_hook(lambda _net, _inputs, output: found.append(output)) for net in critic.q_networks
+    ]
+    try:
+        critic(observation, action)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {f"critic_{index}": [output] for index, output in enumerate(found)}

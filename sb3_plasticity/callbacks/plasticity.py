@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from sb3_plasticity.callbacks.curvature import SEQUENCE_LENGTH
 from sb3_plasticity.callbacks.tensorboard import Layout, add_charts, summary_writer
-from sb3_plasticity.common.actor_critic import Units, evaluate_samples, record_units
+from sb3_plasticity.common.actor_critic import evaluate_samples
+from sb3_plasticity.common.networks import Units, record_units
 from sb3_plasticity.common.plasticity import (
     DORMANT_TAU,
     check_tau,

@@ -117,3 +117,28 @@ def test_a_stranger_registers_an_algorithm():
         networks_of(Mine())
     networks_of.register(Mine, lambda model: {})
     assert networks_of(Mine()) == {}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_hidden_layers_and_outputs_of_every_algorithm(name):
+    for network in networks_of(make_agent(name)).values():
+        assert not network.unclear
+        hidden = [layer for layer in network.layers if "lstm" not in layer and layer not in network.outputs]
+        assert list(network.units) == hidden and len(hidden) == 2
+        assert set(network.outputs) == {"actor.mu", "actor.log_std"} & set(network.layers) or len(network.outputs) == 1
+        for units in network.units.values():
+            assert units.n_units == 8
+            assert {name for consumer in units.consumers for name in [consumer.layer]} <= set(network.layers)
+
+
+def test_a_shared_extractor_is_read_by_actor_and_critics():
+    kwargs = dict(features_extractor_kwargs=dict(features_dim=8), share_features_extractor=True)
+    for name, readers in (("SAC", {"actor.latent_pi.0"}), ("TD3", {"actor.mu.0"})):
+        units = networks_of(make_agent(name, IMAGE, policy_kwargs=kwargs))["actor"].units
+        extractor = units["actor.features_extractor.linear.0"]
+        assert {consumer.layer for consumer in extractor.consumers} == readers | {"critic.qf0.0", "critic.qf1.0"}
+
+
+def test_state_dependent_exploration_keeps_units_clear():
+    for name in ("PPO", "SAC"):
+        assert all(not network.unclear for network in networks_of(make_agent(name, use_sde=True)).values())

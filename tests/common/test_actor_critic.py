@@ -8,7 +8,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from torch import nn
 
-from sb3_plasticity.common.actor_critic import as_feature_matrix, find_hidden_layers
+from sb3_plasticity.common.actor_critic import find_hidden_layers
+from sb3_plasticity.common.networks import as_feature_matrix
 
 CNN = "features_extractor.cnn"
 

@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_plasticity.common.actor_critic import record_units
+from sb3_plasticity.common.networks import record_units
 from sb3_plasticity.common.plasticity import (
     dead_units,
     dormant_units,
