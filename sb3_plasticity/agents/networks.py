@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
 import torch as th
-from sb3_contrib import QRDQN, TQC, CrossQ
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import DQN, SAC, TD3
@@ -31,7 +31,10 @@ class Network:
     :param root: the module that all names refer to, normally ``model.policy``
     :param parameters: the trainable parameters by their name in ``root``, ``log_std`` and its like among them
     :param layers: names in ``root`` of the network's linear, convolutional and recurrent layers, in forward order
-    :param optimizer: the optimizer that steps these parameters
+    :param features: names of those layers that read hidden activations, which depend on the network's parameters; an
+        activation that several layers or networks read counts once, with the first
+    :param optimizer: the optimizer that steps these parameters; None where none does (TRPO's policy moves by a line
+        search)
     :param units: its hidden layers by name, in forward order, with all layers that read them, in other networks too
     :param unclear: its hidden layers whose units cannot be told apart where they are read, and why
     :param outputs: names of its layers that no other layer reads
@@ -42,7 +45,8 @@ class Network:
     root: nn.Module
     parameters: Mapping[str, nn.Parameter]
     layers: tuple[str, ...]
-    optimizer: th.optim.Optimizer
+    features: tuple[str, ...]
+    optimizer: th.optim.Optimizer | None
     units: Mapping[str, HiddenLayer] = field(default_factory=dict)
     unclear: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
@@ -75,9 +79,15 @@ def _actor_critic(model: OnPolicyAlgorithm) -> dict[str, Network]:
         layers, _, width = policy.lstm_hidden_state_shape
         state = th.zeros(layers, 1, width, device=policy.device)
         context = RNNStates((state, state), (state, state)), th.zeros(1, device=policy.device)
-    with _observed(policy) as graph:
+    with observed(policy) as graph:
         values, log_prob, _ = policy.evaluate_actions(observation, action, *context)
     return trace_networks(policy, graph, {"policy": [log_prob], "value": [values]}, policy.optimizer)
+
+
+@networks_of.register(TRPO)
+def _trust_region(model: TRPO) -> dict[str, Network]:
+    networks = _actor_critic(model)
+    return {**networks, "policy": replace(networks["policy"], optimizer=None)}
 
 
 @networks_of.register(SAC)
@@ -86,7 +96,7 @@ def _actor_critic(model: OnPolicyAlgorithm) -> dict[str, Network]:
 def _stochastic_actor(model: SAC) -> dict[str, Network]:
     policy: Any = model.policy
     observation, action = zero_observation(policy), zero_action(policy)
-    with _observed(policy) as graph:
+    with observed(policy) as graph:
         mean, log_std, _ = policy.actor.get_action_dist_params(observation)
         critics = _critics(policy.critic, observation, action)
     return {
@@ -99,7 +109,7 @@ def _stochastic_actor(model: SAC) -> dict[str, Network]:
 def _deterministic_actor(model: TD3) -> dict[str, Network]:
     policy: Any = model.policy
     observation, action = zero_observation(policy), zero_action(policy)
-    with _observed(policy) as graph:
+    with observed(policy) as graph:
         mean = policy.actor(observation)
         critics = _critics(policy.critic, observation, action)
     return {
@@ -111,7 +121,7 @@ def _deterministic_actor(model: TD3) -> dict[str, Network]:
 @networks_of.register(DQN)
 def _q_network(model: DQN) -> dict[str, Network]:
     policy: Any = model.policy
-    with _observed(policy) as graph:
+    with observed(policy) as graph:
         values = policy.q_net(zero_observation(policy))
     return trace_networks(policy, graph, {"q": [values]}, policy.optimizer)
 
@@ -119,7 +129,7 @@ def _q_network(model: DQN) -> dict[str, Network]:
 @networks_of.register(QRDQN)
 def _quantile_network(model: QRDQN) -> dict[str, Network]:
     policy: Any = model.policy
-    with _observed(policy) as graph:
+    with observed(policy) as graph:
         quantiles = policy.quantile_net(zero_observation(policy))
     return trace_networks(policy, graph, {"q": [quantiles]}, policy.optimizer)
 
@@ -141,6 +151,7 @@ def trace_networks(
     """
     modules = dict(root.named_modules())
     networks = {}
+    counted: set[str] = set()
     for network, tensors in outputs.items():
         reached = reached_parameters(tensors)
         parameters = {name: p for name, p in root.named_parameters() if id(p) in reached}
@@ -151,12 +162,14 @@ def trace_networks(
                 root=root,
                 parameters=parameters,
                 layers=tuple(layers),
+                features=tuple(name for name in layers if name in graph.features and name not in counted),
                 units={name: graph.hidden[name] for name in layers if name in graph.hidden},
                 unclear={name: graph.unclear[name] for name in layers if name in graph.unclear},
                 outputs=tuple(name for name in layers if name in graph.outputs),
                 optimizer=optimizer,
                 exploration=frozenset(name for name in parameters if "log_std" in name.split(".")),
             )
+            counted.update(networks[network].features)
     return networks
 
 
@@ -183,24 +196,26 @@ def reached_parameters(outputs: Iterable[th.Tensor]) -> set[int]:
 
 
 @contextmanager
-def _observed(policy: nn.Module) -> Iterator[UnitGraph]:
-    """Watch layers and what reads them, with gradients, in evaluation mode, and leave the policy as it was."""
-    modes = {module: module.training for module in policy.modules()}
-    distributions = [
-        (dist, dict(vars(dist)))
-        for dist in (getattr(part, "action_dist", None) for part in (policy, getattr(policy, "actor", None)))
-        if dist is not None
-    ]
-    policy.eval()
+def observed(root: nn.Module) -> Iterator[UnitGraph]:
+    """
+    Watch layers and what reads them, with gradients, in evaluation mode, and leave the module as it was.
+
+    :param root: the module whose parts will be called inside the context
+    :return: what :func:`~sb3_plasticity.common.networks.trace_units` sees
+    """
+    modes = {module: module.training for module in root.modules()}
+    distributions: list[Any] = [module.action_dist for module in root.modules() if hasattr(module, "action_dist")]
+    states = [dict(vars(distribution)) for distribution in distributions]
+    root.eval()
     try:
-        with th.enable_grad(), trace_units(policy) as graph:
+        with th.enable_grad(), trace_units(root) as graph:
             yield graph
     finally:
         for module, training in modes.items():
             module.training = training
-        for dist, state in distributions:  # no graph stays behind
-            vars(dist).clear()
-            vars(dist).update(state)
+        for distribution, state in zip(distributions, states, strict=True):  # no graph stays behind
+            vars(distribution).clear()
+            vars(distribution).update(state)
 
 
 def _critics(critic: Any, observation: Any, action: th.Tensor) -> dict[str, list[th.Tensor]]:

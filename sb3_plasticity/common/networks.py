@@ -85,12 +85,15 @@ class UnitGraph:
     What one forward pass of a module showed. Filled when :func:`trace_units` ends.
 
     :param called: names of the linear, convolutional and recurrent layers that ran, in order
+    :param features: those of them that read hidden activations, that is inputs which depend on parameters; an
+        activation that several layers read counts once, with the first
     :param hidden: linear and convolutional layers whose units are read by other layers, and by nothing else
     :param outputs: linear and convolutional layers that no layer reads
     :param unclear: hidden layers whose units cannot be told apart where they are read, and why
     """
 
     called: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     hidden: dict[str, HiddenLayer] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     unclear: dict[str, str] = field(default_factory=dict)
@@ -188,6 +191,8 @@ def trace_units(module: nn.Module) -> Iterator[UnitGraph]:
         yield graph
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     graph.called = tuple(follow.called)
+    first_to_read = {id(tensor): name for name, tensor in reversed(follow.called.items()) if tensor.requires_grad}
+    graph.features = tuple(name for name in follow.called if name in first_to_read.values())
     graph.unclear = {
         name: reason for name, reason in follow.lost.items() if follow.read[name] or name in follow.lost_and_read
     }
@@ -246,7 +251,7 @@ class _Follow(TorchFunctionMode):
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.layers = layers
-        self.called: dict[str, None] = {}
+        self.called: dict[str, th.Tensor] = {}  # each with the first input it had
         self.ends: dict[str, list[th.Tensor]] = {}
         self.activations: dict[str, str] = {}
         self.first_label: dict[str, int] = {}
@@ -264,7 +269,7 @@ class _Follow(TorchFunctionMode):
 
     def enter(self, name: str, tensor: th.Tensor) -> None:
         self._inside += 1
-        self.called[name] = None
+        self.called.setdefault(name, tensor)
         self._latest.pop(id(tensor), None)
         if id(tensor) not in self._marks:
             return

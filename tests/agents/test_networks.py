@@ -9,6 +9,7 @@ from algorithms import ALGORITHMS, IMAGE, VECTOR, make_agent
 from gymnasium import spaces
 
 from sb3_plasticity.agents import networks_of
+from sb3_plasticity.common.actor_critic import find_hidden_layers
 
 ON_POLICY = ("PPO", "PPO_L2ER", "A2C", "TRPO", "MaskablePPO")
 
@@ -24,9 +25,12 @@ def test_every_algorithm_names_its_networks(name):
         expected = ["q"] if name in ("DQN", "QRDQN") else ["policy", "value"]
     assert list(networks) == expected
     for network in networks.values():
-        held = {id(p) for group in network.optimizer.param_groups for p in group["params"]}
         assert network.root is model.policy
-        assert all(id(p) in held for p in network.parameters.values())
+        if name == "TRPO" and network.name == "policy":
+            assert network.optimizer is None
+        else:
+            held = {id(p) for group in network.optimizer.param_groups for p in group["params"]}
+            assert all(id(p) in held for p in network.parameters.values())
         assert all(network.root.get_parameter(n) is p for n, p in network.parameters.items())
         assert not any("target" in n for n in (*network.parameters, *network.layers))
     # Together they are all that is trained.
@@ -86,6 +90,23 @@ def test_dict_observations_and_state_dependent_exploration():
         assert len(networks_of(make_agent(name, space))) >= 1
     assert networks_of(make_agent("PPO", use_sde=True))["policy"].exploration == {"log_std"}
     assert networks_of(make_agent("SAC", use_sde=True))["actor"].exploration == {"actor.log_std"}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_hidden_activations_count_once_and_as_find_hidden_layers_counts_them(shared):
+    kwargs = dict(share_features_extractor=shared, features_extractor_kwargs=dict(features_dim=8))
+    for arch in ([8, 8], []):
+        model = make_agent("PPO", IMAGE, policy_kwargs=dict(kwargs, net_arch=arch))
+        expected = find_hidden_layers(model.policy)
+        networks = networks_of(model)
+        assert networks["policy"].features == expected.policy
+        assert networks["value"].features == expected.value
+    sac = networks_of(make_agent("SAC"))
+    assert sac["actor"].features == ("actor.latent_pi.2", "actor.mu")  # log_std reads what mu reads
+    assert sac["critic_0"].features == ("critic.qf0.2", "critic.qf0.4")
+    apart = networks_of(make_agent("SAC", IMAGE, policy_kwargs=kwargs))
+    assert ("critic.qf0.0" in apart["critic_0"].features) == (not shared)
+    assert "critic.qf1.0" not in apart["critic_1"].features
 
 
 def test_frozen_parameters_belong_to_nobody():
