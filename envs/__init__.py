@@ -2,10 +2,11 @@
 
 import gymnasium as gym
 
-from .nonstationary import NonStationaryMixin, TaskClock
+from .clock import TaskClock, has_clock
+from .nonstationary import NonStationaryMixin
 from .schedules import Schedule, Task, make_schedule
 
-__all__ = ["ENV_IDS", "NonStationaryMixin", "Schedule", "Task", "TaskClock", "make_schedule"]
+__all__ = ["ENV_IDS", "NonStationaryMixin", "Schedule", "Task", "TaskClock", "has_clock", "make_schedule"]
 
 ENV_IDS = (
     "SlipperyAnt-v0",

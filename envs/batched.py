@@ -58,9 +58,8 @@ class Robot(ABC):
         )
         if uses_contact_forces:
             raise NotBatchableError(
-                "contact forces differ between a batch and a single simulation: accepted are "
-                "include_cfrc_ext_in_observation=False and contact_cost_weight=0; use backend='dummy' or gym.make to "
-                "have them"
+                "contact forces differ between a batch and a single simulation: `include_cfrc_ext_in_observation` must "
+                "be False and `contact_cost_weight` 0; use backend='dummy' or gym.make to have them"
             )
 
     def initial_state(self, np_random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,13 @@
 """
 The mixin that makes a MuJoCo environment of Gymnasium change under the agent's feet.
 
-:class:`TaskClock` says which task is due, :class:`NonStationaryMixin` applies it to the model, reports it in ``info``
-and ends episodes whose simulation diverged.
+It applies the task that is due to the model, reports it in ``info`` and ends episodes whose simulation diverged.
 """
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import mujoco
@@ -16,65 +15,17 @@ import numpy as np
 from gymnasium import spaces, utils
 from gymnasium.envs.mujoco import MujocoEnv
 
+from sb3_plasticity.common.checks import check_number, nearest
+
 from . import rendering
-from .physics import get_parameter, write_field
-from .schedules import Schedule, Task, make_schedule
+from .clock import Clocked
+from .physics import check_actuators, get_parameter, write_field
+from .schedules import Schedule, Task
 
-__all__ = ["NonStationaryMixin", "TaskClock", "warning_names"]
-
-SWITCHES = ("reset", "immediate")
-
-
-class TaskClock:
-    """
-    Global time as one environment sees it.
-
-    :param schedule: global step -> task
-    :param task: index of the task to stay at, or None to follow the schedule
-    """
-
-    def __init__(self, schedule: Schedule, task: int | None = None) -> None:
-        self.schedule = schedule
-        self.step = 0
-        self.rate = 1
-        self.synced = False
-        self.frozen: Task | None = None
-        self.freeze(task)
-
-    def due(self) -> Task:
-        """Task that the schedule, or the one who froze it, wants now."""
-        return self.schedule(self.step) if self.frozen is None else self.frozen
-
-    def tick(self) -> None:
-        """Count one step of this environment."""
-        self.step += self.rate
-
-    def restart(self) -> None:
-        """Start from 0 again, unless a trainer keeps the time."""
-        if not self.synced:
-            self.step = 0
-
-    def sync(self, step: int, rate: int = 1) -> None:
-        """
-        Let a trainer keep the time.
-
-        :param step: global step of this environment's next step
-        :param rate: how many global steps one step of this environment stands for; 0 stops the clock
-        """
-        self.step = _natural("step", step)
-        self.rate = _natural("rate", rate)
-        self.synced = True
-
-    def freeze(self, index: int | None) -> None:
-        """
-        Stay at a task, or follow the schedule again.
-
-        :param index: the task's index, or None to follow the schedule
-        """
-        self.frozen = None if index is None else self.schedule.task(index)
+__all__ = ["NonStationaryMixin", "keywords_of", "warning_names"]
 
 
-class NonStationaryMixin(MujocoEnv, utils.EzPickle):
+class NonStationaryMixin(Clocked, MujocoEnv, utils.EzPickle):
     """
     Put this before a ``MujocoEnv`` in the bases of a class, and one of its physical parameters follows a schedule.
 
@@ -83,10 +34,14 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
     ``info["simulation_error"]`` says why, the observation is that of the robot's rest pose and the reward is 0, because
     what the physics returned has no meaning.
 
-    :param parameter: what changes: ``"friction"``, ``"gravity"``, ``"mass"``, ``"damping"`` or ``"actuator_strength"``
+    :param parameter: what changes: ``"friction"``, ``"gravity"``, ``"mass"``, ``"damping"``, ``"actuator_strength"`` or
+        ``"viscosity"``; None for the robot's own, usually friction
+    :param actuators: the names, or those of their joints, of the only actuators that ``"actuator_strength"`` acts on;
+        None for all
     :param schedule: a kind, or a mapping with the kind and its keywords: ``{kind: constant, value}``,
         ``{kind: log_uniform | uniform, low, high, period, seed}``, ``{kind: cyclic, values, period}``,
-        ``{kind: table, values | path, row, period}`` or ``{kind: sinusoid, low, high, period}``
+        ``{kind: table, values | path, row, period}``, ``{kind: sinusoid, low, high, period}`` or
+        ``{kind: paralysis, period}``
     :param switch: ``"reset"`` lets a new task start with the next episode, ``"immediate"`` at the step it is due
     :param task: freeze the task of this index, for evaluation and rendering
     :param action_bound: half-width of the action Box in place of the robot's own. MuJoCo still clamps the torque to the
@@ -94,15 +49,18 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
     :param show_task: write task index and value into rendered frames
     :param kwargs: keywords of the Gymnasium parent
     :raises ValueError: for any argument that is out of range
+    :raises TypeError: for a keyword that the parent does not have, with the nearest one
     """
 
+    default_parameter: ClassVar[str] = "friction"
     default_period: ClassVar[int] = 2_000_000
     default_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def __init__(
         self,
         *,
-        parameter: str = "friction",
+        parameter: str | None = None,
+        actuators: Iterable[str] | None = None,
         schedule: str | Mapping[str, Any] | Schedule = "log_uniform",
         switch: str = "reset",
         task: int | None = None,
@@ -110,21 +68,20 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
         show_task: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.parameter = get_parameter(parameter)
-        low, high = self.default_ranges.get(parameter, self.parameter.default_range)
-        self.schedule = make_schedule(schedule, {"low": low, "high": high, "period": self.default_period})
+        _check_parent(type(self), kwargs)
+        actuators = actuators if actuators is None or isinstance(actuators, str) else tuple(actuators)
+        self.parameter = get_parameter(self.default_parameter if parameter is None else parameter, actuators)
+        low, high = self.default_ranges.get(self.parameter.name, self.parameter.default_range)
+        self._start_clock(schedule, switch, task, {"low": low, "high": high, "period": self.default_period})
         self.parameter.check_lowest(self.schedule.lowest)
-        if switch not in SWITCHES:
-            raise ValueError(f"switch = {switch!r}: accepted are {', '.join(map(repr, SWITCHES))}")
-        self.switch = switch
         self.action_bound = _bound(action_bound)
         self.show_task = bool(show_task)
-        self.clock = TaskClock(self.schedule, task)
         super().__init__(**kwargs)
         # after the parent's own, which knows nothing of these arguments: a pickled env is built anew, with a new clock
         utils.EzPickle.__init__(
             self,
             parameter=parameter,
+            actuators=actuators,
             schedule=schedule,
             switch=switch,
             task=task,
@@ -132,35 +89,11 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
             show_task=show_task,
             **kwargs,
         )
+        self.parameter.check_model(self.model, type(self).__name__)
+        check_actuators(actuators, self.model)
         self.own_fields = self.parameter.own(self.model)
         self._scratch = mujoco.MjData(self.model) if self.parameter.set_const else None
-        self._at_start = True
         self._set_task(self.clock.due())
-
-    @property
-    def task(self) -> Task:
-        """The task that the simulation is in."""
-        return self._task
-
-    def sync_clock(self, step: int, rate: int = 1) -> None:
-        """
-        Hand the clock to a trainer.
-
-        :param step: global step of this environment's next step
-        :param rate: how many global steps one step of this environment stands for: the number of environments that
-            are stepped together; 0 stops the clock
-        """
-        self.clock.sync(step, rate)
-        self._start_on_time()
-
-    def set_task(self, index: int | None) -> None:
-        """
-        Freeze a task, or follow the schedule again.
-
-        :param index: the task's index, or None to follow the schedule
-        """
-        self.clock.freeze(index)
-        self._start_on_time()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -173,10 +106,7 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
         :param options: ignored, as by the parents
         :return: observation and info
         """
-        if seed is not None:
-            self.clock.restart()
-        self._at_start = True
-        self._set_task(self.clock.due())
+        self._begin_episode(seed)
         observation, info = super().reset(seed=seed, options=options)
         return observation, self._with_task(info)
 
@@ -187,10 +117,7 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
         :param action: controls, shape (number of actuators,)
         :return: observation, reward, terminated, truncated, info
         """
-        if self.switch == "immediate":
-            self._set_task(self.clock.due())
-        self._at_start = False
-        self.clock.tick()
+        self._begin_step()
         observation, reward, terminated, truncated, info = super().step(action)
         error = self._simulation_error()
         if error:
@@ -218,25 +145,12 @@ class NonStationaryMixin(MujocoEnv, utils.EzPickle):
         self.action_space = space
         return space
 
-    def _set_task(self, task: Task) -> None:
-        if getattr(self, "_applied", None) != task.value:
-            for name, value in self.parameter.compute(self.own_fields, self.model, task.value).items():
-                write_field(self.model, name, value)
-            if self.parameter.set_const:
-                # on data of its own: mj_setConst uses it as scratch space
-                mujoco.mj_setConst(self.model, self._scratch)
-            self._applied = task.value
-        self._task = task
-
-    def _start_on_time(self) -> None:
-        """Move an episode that was reset, but not stepped, before the clock was set to the task that is due now."""
-        if self._at_start:
-            self._set_task(self.clock.due())
-
-    def _with_task(self, info: dict[str, Any]) -> dict[str, Any]:
-        info["task_index"] = self._task.index
-        info["task_value"] = self._task.value
-        return info
+    def _apply(self, task: Task) -> None:
+        for name, value in self.parameter.compute(self.own_fields, self.model, task.value).items():
+            write_field(self.model, name, value)
+        if self.parameter.set_const:
+            # on data of its own: mj_setConst uses it as scratch space
+            mujoco.mj_setConst(self.model, self._scratch)
 
     def _simulation_error(self) -> str | None:
         # MuJoCo resets a diverged simulation to its rest pose and goes on; only the counters tell. They start from 0
@@ -266,15 +180,40 @@ def warning_names(counts: np.ndarray) -> str:
     return ", ".join(mujoco.mjtWarning(int(i)).name.removeprefix("mjWARN_") for i in np.flatnonzero(counts))
 
 
+def keywords_of(env_class: type) -> set[str]:
+    """
+    Collect the keywords of a MuJoCo environment from its class and, as each passes on what it does not know, its bases.
+
+    :param env_class: a class
+    """
+    names: set[str] = set()
+    for base in env_class.__mro__:
+        if "__init__" not in vars(base) or base is utils.EzPickle:
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        names |= {parameter.name for parameter in parameters if parameter.kind not in (2, 4)}
+        if base is MujocoEnv:
+            break
+    # what every robot's own constructor passes on by itself
+    return names - {"self", "model_path", "observation_space"}
+
+
+def _check_parent(env_class: type, keywords: Mapping[str, Any]) -> None:
+    """Refuse a class that has no robot behind the mixin, and keywords that the robot does not know."""
+    robots = [base for base in env_class.__mro__ if issubclass(base, MujocoEnv) and base is not MujocoEnv]
+    if all(issubclass(base, NonStationaryMixin) for base in robots):
+        raise TypeError(
+            f"`{env_class.__name__}` must have a class of MuJoCo environments, such as AntEnv, behind "
+            "NonStationaryMixin in its bases; NonStationary(env, ...) serves other environments"
+        )
+    known = keywords_of(env_class)
+    for name in keywords:
+        if name not in known:
+            raise TypeError(f"{env_class.__name__} got an unexpected keyword argument {name!r}{nearest(name, known)}")
+
+
 def _bound(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < np.inf:
-        raise ValueError(f"action_bound = {value!r}: accepted is a positive number, or None for the robot's own range")
-    return float(value)
-
-
-def _natural(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"{name} = {value!r}: accepted is an integer from 0")
-    return int(value)
+    if value is not None:
+        check_number("action_bound", value, above=0)
+        return float(value)
+    return None

@@ -77,7 +77,7 @@ def _viewer(renderer: MujocoRenderer, render_mode: str | None) -> Any:
         return renderer._get_viewer(render_mode)
     if render_mode == "human":
         if not has_display():
-            raise RuntimeError("render_mode = 'human' needs a display, and there is none: accepted is 'rgb_array'")
+            raise RuntimeError("`render_mode` must be 'rgb_array' where there is no display, got 'human'")
         return renderer._get_viewer(render_mode)
     with _environment(MUJOCO_GL=headless_backend()):
         try:

@@ -8,22 +8,25 @@ tasks in every process, for any number of environments, and in whatever order st
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
 
+from sb3_plasticity.common.checks import check_choice, check_names, check_number, must_be
+
 __all__ = [
     "SCHEDULES",
     "Constant",
     "Cyclic",
     "LogUniform",
+    "Numbered",
+    "Paralysis",
     "Schedule",
     "Sinusoid",
     "Table",
@@ -33,17 +36,22 @@ __all__ = [
 ]
 
 
+ORDERS = ("cyclic", "once", "shuffled")
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """
     One setting of the world.
 
     :param index: how many changes have happened since step 0
-    :param value: the value of the changing physical parameter
+    :param value: the value of the changing parameter, or the number of the variation of the world
+    :param name: of the variation, where it has one
     """
 
     index: int
     value: float
+    name: str = ""
 
 
 class Schedule(ABC):
@@ -148,7 +156,7 @@ class Uniform(_Piecewise):
     _known: dict[int, Task] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _store(self, **_low_high(self.low, self.high), period=_period(self.period), seed=_natural("seed", self.seed))
+        _store(self, **_low_high(self.low, self.high), period=_period(self.period), seed=whole("seed", self.seed))
 
     def _draw(self, index: int, low: float, high: float) -> float:
         return float(np.random.default_rng((self.seed, index)).uniform(low, high))
@@ -178,7 +186,7 @@ class LogUniform(Uniform):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.low <= 0:
-            raise ValueError(f"low = {self.low} of schedule 'log_uniform': a logarithm needs low > 0")
+            raise must_be("low", "> 0 in a schedule of kind 'log_uniform'", self.low)
 
     def _value(self, index: int) -> float:
         value = math.exp(self._draw(index, math.log(self.low), math.log(self.high)))
@@ -202,7 +210,7 @@ class Cyclic(_Piecewise):
     def __post_init__(self) -> None:
         values = _values(self.values)
         if values.ndim != 1:
-            raise ValueError(f"values of schedule 'cyclic' have shape {values.shape}: accepted is one flat list")
+            raise must_be("values", "one flat list in a schedule of kind 'cyclic'", self.values)
         _store(self, values=tuple(values.tolist()), period=_period(self.period))
 
     def _value(self, index: int) -> float:
@@ -212,6 +220,75 @@ class Cyclic(_Piecewise):
     @override
     def lowest(self) -> float:
         return min(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paralysis(Cyclic):
+    """
+    Strength that is lost step by step and comes back: 100, 75, 50, 25, 0, 25, 50, 75 and again 100%.
+
+    The scheme of the paralysis experiments of EPPO (Akgül et al., TMLR, 2025, arXiv 2503.01468), for
+    ``parameter="actuator_strength"`` and some ``actuators``.
+
+    :param values: factors on the strength
+    :param period: global steps between changes
+    """
+
+    kind: ClassVar[str] = "paralysis"
+    values: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.0, 0.25, 0.5, 0.75)
+    period: int = 500_000
+    _known: dict[int, Task] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered(_Piecewise):
+    """
+    Variations of a world by their number, from 0: what a sequence of games or of permutations follows.
+
+    :param period: global steps between changes
+    :param n: how many variations there are; None for a new one in every task
+    :param order: ``"cyclic"``, ``"once"`` (the last one stays) or ``"shuffled"``: every variation once in each round,
+        in an order of its own
+    :param seed: of the orders, and of what the wrappers of this package draw for a number
+    """
+
+    kind: ClassVar[str] = "numbered"
+    period: int
+    n: int | None = None
+    order: str = "cyclic"
+    seed: int = 0
+    _known: dict[int, Task] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, ORDERS)
+        n = None if self.n is None else whole("n", self.n, 1)
+        if n is None and self.order != "cyclic":
+            raise must_be("n", f"a whole number >= 1 if `order` is {self.order!r}", self.n)
+        _store(self, period=_period(self.period), n=n, seed=whole("seed", self.seed))
+
+    @override
+    def __call__(self, step: int) -> Task:
+        if self.order == "once" and self.n is not None:
+            step = min(int(step), (self.n - 1) * self.period)
+        return super().__call__(step)
+
+    @override
+    def task(self, index: int) -> Task:
+        _check_index(index, self.n if self.order == "once" else None, f"a schedule of order {self.order!r}")
+        return super().task(index)
+
+    def _value(self, index: int) -> float:
+        if self.n is None:
+            return float(index)
+        turn, place = divmod(index, self.n)
+        if self.order == "shuffled":
+            place = int(np.random.default_rng((self.seed, turn)).permutation(self.n)[place])
+        return float(place)
+
+    @property
+    @override
+    def lowest(self) -> float:
+        return 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,14 +311,12 @@ class Table(_Piecewise):
 
     def __post_init__(self) -> None:
         if (self.values is None) == (self.path is None):
-            raise ValueError(
-                "schedule 'table' needs either 'values' or 'path': "
-                f"got values = {self.values!r} and path = {self.path!r}"
-            )
+            given = {"values": self.values, "path": self.path}
+            raise must_be("schedule", "given either 'values' or 'path' if its kind is 'table'", given)
         rows = np.atleast_2d(_values(self.values) if self.path is None else _read_csv(self.path))
-        row = _natural("row", self.row)
+        row = whole("row", self.row)
         if row >= len(rows):
-            raise ValueError(f"row = {row} of schedule 'table': accepted is 0 to {len(rows) - 1}")
+            raise must_be("row", f"a whole number from 0 to {len(rows) - 1}", row)
         # path and row are spent: a pickled schedule does not need the file
         _store(self, values=tuple(rows[row].tolist()), period=_period(self.period), path=None, row=0)
 
@@ -301,7 +376,8 @@ class Sinusoid(Schedule):
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
-    schedule.kind: schedule for schedule in (Constant, LogUniform, Uniform, Cyclic, Table, Sinusoid)
+    schedule.kind: schedule
+    for schedule in (Constant, LogUniform, Uniform, Cyclic, Table, Sinusoid, Paralysis, Numbered)
 }
 
 
@@ -317,23 +393,22 @@ def make_schedule(spec: str | Mapping[str, Any] | Schedule, defaults: Mapping[st
         return spec
     keywords = {"kind": spec} if isinstance(spec, str) else spec
     if not isinstance(keywords, Mapping) or "kind" not in keywords:
-        raise ValueError(
-            f"schedule = {spec!r}: accepted is a kind ({', '.join(SCHEDULES)}) or a mapping with a kind and keywords"
-        )
+        raise must_be("schedule", f"a kind ({', '.join(SCHEDULES)}) or a mapping with a kind and its keywords", spec)
     keywords = dict(keywords)
     kind = keywords.pop("kind")
-    if not isinstance(kind, str) or kind not in SCHEDULES:
-        raise ValueError(f"schedule kind {kind!r}{_did_you_mean(kind, SCHEDULES)}: accepted are {', '.join(SCHEDULES)}")
+    check_choice("kind of the schedule", kind, SCHEDULES)
     accepted = {field.name: field for field in dataclasses.fields(SCHEDULES[kind]) if field.init}  # type: ignore[arg-type]
-    for name in keywords:
-        if name not in accepted:
-            hint = _did_you_mean(name, accepted)
-            raise ValueError(f"keyword {name!r} of schedule {kind!r}{hint}: accepted are {', '.join(accepted)}")
-    keywords = {name: value for name, value in (defaults or {}).items() if name in accepted} | keywords
-    for name, field in accepted.items():
-        needed = field.default is dataclasses.MISSING or (kind, name) == ("table", "period")
-        if needed and name not in keywords:
-            raise ValueError(f"schedule {kind!r} needs the keyword {name!r}: accepted are {', '.join(accepted)}")
+    check_names(f"keyword of schedule {kind!r}", keywords, accepted)
+    # a table's period has a default only because it follows a field that has one
+    needed = [
+        name
+        for name, field in accepted.items()
+        if field.default is dataclasses.MISSING or (name == "period" and field.default is None)
+    ]
+    keywords = {name: value for name, value in (defaults or {}).items() if name in needed} | keywords
+    for name in needed:
+        if name not in keywords:
+            raise must_be(name, f"given for a schedule of kind {kind!r}", "nothing")
     return SCHEDULES[kind](**keywords)
 
 
@@ -342,38 +417,35 @@ def _store(schedule: Schedule, **checked: Any) -> None:
         object.__setattr__(schedule, name, value)  # the way to normalise the fields of a frozen dataclass
 
 
-def _did_you_mean(name: object, names: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(name), list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{name} = {value!r} of the schedule: accepted is a finite number")
+    check_number(name, value)
     return float(value)
 
 
-def _natural(name: str, value: Any) -> int:
-    # 1e6 is a float in Python and in YAML, so whole floats count as integers
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value).is_integer() or value < 0:
-        raise ValueError(f"{name} = {value!r}: accepted is an integer from 0")
-    return int(float(value))
+def whole(name: str, value: Any, at_least: int = 0, unit: str = "") -> int:
+    """
+    Check a whole number; 1e6 is one, as Python and YAML read it as a float.
+
+    :param name: of the argument
+    :param value: as given
+    :param at_least: smallest accepted number
+    :param unit: for the message
+    :raises ValueError: if it is none
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not float(value).is_integer() or value < at_least:
+        raise must_be(name, f"a whole number >= {at_least}{unit}", value)
+    return int(value)
 
 
 def _period(value: Any) -> int:
-    try:
-        period = _natural("period", value)
-    except ValueError:
-        period = 0
-    if period == 0:
-        raise ValueError(f"period = {value!r} of the schedule: accepted is a positive integer, in global steps")
-    return period
+    return whole("period", value, 1, " of global steps")
 
 
 def _low_high(low: Any, high: Any) -> dict[str, float]:
     low, high = _number("low", low), _number("high", high)
     if low > high:
-        raise ValueError(f"low = {low} > high = {high} in the schedule: accepted is low <= high")
+        raise must_be("low", f"<= `high` = {high}", low)
     return {"low": low, "high": high}
 
 
@@ -381,38 +453,36 @@ def _values(values: Any) -> np.ndarray:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"values = {values!r} of the schedule: accepted are numbers, in rows of equal length"
-        ) from error
+        raise must_be("values", "numbers, in rows of equal length", values) from error
     if array.ndim not in (1, 2) or array.size == 0:
-        raise ValueError(f"values = {values!r} of the schedule: accepted is a list of numbers, or a list of such rows")
+        raise must_be("values", "a list of numbers, or a list of such rows", values)
     return _finite(array, "values")
 
 
 def _read_csv(path: str) -> np.ndarray:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"path = {str(path)!r} of schedule 'table': there is no such file")
+        raise must_be("path", "a file", str(path))
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         array = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, 0))
     except ValueError as error:
-        raise ValueError(f"path = {str(path)!r} of schedule 'table': {error}") from error
+        raise ValueError(f"{must_be('path', 'a table of numbers', str(path))}: {error}") from error
     if array.size == 0:
-        raise ValueError(f"path = {str(path)!r} of schedule 'table': the file holds no numbers")
-    return _finite(array, f"path = {str(path)!r}")
+        raise must_be("path", "a table of numbers, not an empty one", str(path))
+    return _finite(array, f"values of {path}")
 
 
 def _finite(array: np.ndarray, name: str) -> np.ndarray:
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         where = tuple(bad[0].tolist())
-        raise ValueError(f"{name} of the schedule: entry {where} is {array[where]}, accepted are finite numbers")
+        raise ValueError(f"{must_be(name, 'finite numbers', float(array[where]))} at {where}")
     return array
 
 
 def _check_index(index: Any, length: int | None, owner: str) -> None:
     integer = isinstance(index, numbers.Integral) and not isinstance(index, bool)
     if not integer or index < 0 or (length is not None and index >= length):
-        accepted = "an integer from 0" if length is None else f"0 to {length - 1}"
-        raise ValueError(f"task = {index!r}: {owner} accepts {accepted}")
+        accepted = ">= 0" if length is None else f"from 0 to {length - 1}"
+        raise must_be("task", f"a whole number {accepted} for {owner}", index)

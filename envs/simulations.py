@@ -16,9 +16,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 from mujoco.batch import Batch
 
+from sb3_plasticity.common.checks import must_be
+
 from . import slippery
 from .batched import Columns, NotBatchableError, batched_robot
-from .nonstationary import NonStationaryMixin, TaskClock, warning_names
+from .clock import TaskClock
+from .nonstationary import NonStationaryMixin, warning_names
 from .schedules import Schedule, Task
 
 __all__ = ["BatchedSimulations", "Simulation"]
@@ -94,7 +97,7 @@ class BatchedSimulations:
         :return: observations (n, observation size), rewards (n,), terminated (n,), infos
         """
         if actions.shape != self._ctrl.shape:
-            raise ValueError(f"actions of shape {actions.shape}: accepted is {self._ctrl.shape}")
+            raise must_be("actions", f"of shape {self._ctrl.shape}", actions.shape)
         if self.template.switch == "immediate":
             self._apply(range(self.n_sims), [clock.due() for clock in self.clocks])
         for clock in self.clocks:
@@ -129,7 +132,7 @@ class BatchedSimulations:
         self.batch.get_data(i, env.data)
         mujoco.mj_forward(env.model, env.data)
         env._task = self.tasks[i]
-        env._applied = np.nan  # equal to no value: the model is no longer as the template's own bookkeeping has it
+        env._applied = None  # the model is no longer as the template's own bookkeeping has it
         return env
 
     def _apply(self, ids: Sequence[int], tasks: Sequence[Task]) -> None:

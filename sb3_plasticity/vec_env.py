@@ -16,6 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from sb3_plasticity.common.checks import check_choice, check_count, must_be
 from sb3_plasticity.envs.batched import NotBatchableError
 from sb3_plasticity.envs.simulations import BatchedSimulations, Simulation
 
@@ -47,13 +48,13 @@ class MujocoBatchVecEnv(VecEnv):
     def __init__(
         self, env_id: str, n_envs: int, seed: int | None = None, n_threads: int = 0, **env_kwargs: Any
     ) -> None:
-        _check_natural("n_envs", n_envs, 1)
-        _check_natural("n_threads", n_threads, 0)
+        check_count("n_envs", n_envs, 1)
+        check_count("n_threads", n_threads)
         self._arguments = {"env_id": env_id, "n_envs": n_envs, "seed": seed, "n_threads": n_threads, **env_kwargs}
         template = gym.make(gym.spec(env_id), **env_kwargs)
         self.spec = template.spec
         if template.render_mode == "human":
-            raise ValueError("render_mode = 'human': a batch of simulations accepts 'rgb_array' or None")
+            raise must_be("render_mode", "'rgb_array' or None for a batch of simulations", "human")
         if self.spec is not None and self.spec.additional_wrappers:
             raise NotBatchableError(f"{env_id} has wrappers, which a batch would not apply; use backend='dummy'")
         self._sims = BatchedSimulations(template, n_envs, n_threads)
@@ -213,9 +214,8 @@ def make_nonstationary_vec_env(
         batch could not give equal results
     :raises gymnasium.error.NameNotFound: for an unknown id; the message names the nearest one
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend = {backend!r}: accepted are {', '.join(map(repr, BACKENDS))}")
-    _check_natural("n_envs", n_envs, 1)
+    check_choice("backend", backend, BACKENDS)
+    check_count("n_envs", n_envs, 1)
     # as SB3's own helper: nothing is rendered before someone asks for a picture
     keywords: dict[str, Any] = {"render_mode": "rgb_array", **(env_kwargs or {})}
     if backend in ("auto", "batch"):
@@ -231,8 +231,3 @@ def make_nonstationary_vec_env(
     # a spec instead of an id: it can be made in a process where nobody has registered it
     make = functools.partial(gym.make, gym.spec(env_id), **keywords)
     return make_vec_env(make, n_envs, seed=seed, vec_env_cls=SubprocVecEnv if backend == "subproc" else DummyVecEnv)
-
-
-def _check_natural(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} = {value!r}: accepted is an integer from {least}")

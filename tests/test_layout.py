@@ -17,7 +17,7 @@ ALLOWED = {
     "sb3_plasticity/curvature": {"common"},
     "sb3_plasticity/callbacks": {"agents", "common", "curvature", "envs", "mitigations"},
     "sb3_plasticity/ppo_l2er": {"agents", "callbacks", "common", "mitigations", "vec_env", "zoo_configs"},
-    "sb3_plasticity/vec_env.py": {"envs"},
+    "sb3_plasticity/vec_env.py": {"common", "envs"},
     "sb3_plasticity/zoo": {"callbacks", "cli", "common", "curvature", "envs", "ppo_l2er", "vec_env", "zoo_configs"},
     "sb3_plasticity/study": {"callbacks", "common", "curvature", "envs", "ppo_l2er", "vec_env", "zoo"},
     "envs": {"common"},  # checks alone, which are plain Python

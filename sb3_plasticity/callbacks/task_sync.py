@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_plasticity.common.checks import must_be
+from sb3_plasticity.envs import has_clock
+
 if TYPE_CHECKING:
     from sb3_plasticity.envs import Schedule, Task
 
@@ -33,7 +36,7 @@ class TaskSyncCallback(BaseCallback):
     def __init__(self, on_task_change: TaskChange | None = None, verbose: int = 0) -> None:
         super().__init__(verbose)
         if on_task_change is not None and not callable(on_task_change):
-            raise ValueError(f"on_task_change = {on_task_change!r}: accepted is a function of two tasks, or None")
+            raise must_be("on_task_change", "a function of two tasks, or None", on_task_change)
         self.on_task_change = on_task_change
         self.schedule: Schedule | None = None
         self.task: Task | None = None
@@ -43,13 +46,13 @@ class TaskSyncCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self.schedule = self.task = self._eval_task = None
         self._eval_envs = []
-        if not _follows_schedule(self.training_env):
+        if not has_clock(self.training_env):
             return
         self.schedule = self.training_env.get_attr("schedule", indices=0)[0]
         # the variables of learn() hold the root of the tree of callbacks
         callbacks = _tree(self.locals.get("callback", self))
         eval_envs = [callback.eval_env for callback in callbacks if isinstance(callback, EvalCallback)]
-        self._eval_envs = [env for env in eval_envs if _follows_schedule(env)]
+        self._eval_envs = [env for env in eval_envs if has_clock(env)]
         self._sync_training()
         self._sync_evaluation(self.num_timesteps)
         self._freeze_evaluation()
@@ -78,12 +81,14 @@ class TaskSyncCallback(BaseCallback):
     def _latest(self, due: Task) -> Task:
         """Task of the newest transitions: with ``switch="reset"`` it may lag behind the one that is due."""
         tasks = [
-            (info["task_index"], info["task_value"]) for info in self.locals.get("infos", ()) if "task_index" in info
+            (info["task_index"], info["task_value"], info.get("task_name", ""))
+            for info in self.locals.get("infos", ())
+            if "task_index" in info
         ]
         if not tasks:
             return due
-        index, value = max(tasks)
-        return dataclasses.replace(due, index=index, value=value)
+        index, value, name = max(tasks)
+        return dataclasses.replace(due, index=index, value=value, name=name)
 
     def _sync_training(self) -> None:
         if self.schedule is not None:
@@ -109,13 +114,6 @@ class TaskSyncCallback(BaseCallback):
         for env in self._eval_envs:
             if env.get_attr("clock", indices=0)[0].frozen is None:
                 env.env_method("set_task", frozen.index)
-
-
-def _follows_schedule(env: VecEnv) -> bool:
-    try:
-        return all(env.has_attr(name) for name in ("schedule", "clock", "sync_clock", "set_task"))
-    except Exception:
-        return False  # vectorised environments of others need not know attributes at all
 
 
 def _tree(root: BaseCallback) -> Iterator[BaseCallback]:

@@ -7,6 +7,7 @@ Standard library only, so that every room may use it, the environments included.
 import difflib
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -95,7 +96,7 @@ def check_number(
     """
     bounds = ((">", above), (">=", at_least), ("<", below), ("<=", at_most))
     wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not (at_least <= value <= at_most and above < value < below):  # type: ignore[operator]
         raise must_be(name, f"a finite number{' ' * bool(wanted)}{wanted}", value)
 

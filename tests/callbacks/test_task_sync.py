@@ -218,5 +218,5 @@ def test_training_is_unchanged_by_the_callback():
 
 
 def test_bad_hook():
-    with pytest.raises(ValueError, match="on_task_change = 3"):
+    with pytest.raises(ValueError, match=r"`on_task_change` must be .* got 3"):
         TaskSyncCallback(on_task_change=3)

@@ -4,9 +4,11 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.utils.env_checker import check_env
 
-from sb3_plasticity.envs import ENV_IDS, Task
+from sb3_plasticity.envs import ENV_IDS, NonStationaryMixin, Task
 
 # the constant friction at which a task is its parent: Hopper and Walker2d scale their geoms' own
 PARENTS = {
@@ -247,27 +249,43 @@ def test_a_diverged_simulation_ends_its_episode(env_id, cause, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"parameter": "frction"}, r"parameter = 'frction': accepted are friction, gravity, mass"),
-        ({"parameter": None}, r"parameter = None"),
-        ({"schedule": "log"}, r"schedule kind 'log'"),
-        ({"schedule": {"kind": "cyclic", "values": [1], "perod": 2}}, r"keyword 'perod'"),
-        ({"schedule": {"kind": "cyclic", "values": [1], "period": 0}}, r"period = 0"),
-        ({"schedule": {"kind": "constant", "value": 0}}, r"'friction' reaches 0.0: accepted are values > 0"),
-        ({"schedule": {"kind": "cyclic", "values": [1, -1], "period": 3}}, r"'friction' reaches -1.0"),
-        ({"schedule": {"kind": "table", "values": [1, np.nan], "period": 3}}, r"entry \(1,\) is nan"),
-        ({"schedule": {"kind": "uniform", "low": 2, "high": 1}}, r"low = 2.0 > high = 1.0"),
-        ({"schedule": {"kind": "sinusoid", "low": 0, "high": 1}}, r"'friction' reaches 0.0"),
-        ({"parameter": "mass", "schedule": {"kind": "constant", "value": 0}}, r"'mass' reaches 0.0"),
-        ({"parameter": "damping", "schedule": {"kind": "constant", "value": -1}}, r"'damping' reaches -1.0: .*>= 0"),
-        ({"switch": "now"}, r"switch = 'now': accepted are 'reset', 'immediate'"),
-        ({"task": -1}, r"task = -1"),
-        ({"task": 1.5}, r"task = 1.5"),
+        ({"parameter": "frction"}, r"`parameter` must be one of 'friction', .* \(did you mean 'friction'\?\)"),
+        ({"parameter": 3}, r"`parameter` must be one of .* got 3"),
+        ({"schedule": "loguniform"}, r"`kind of the schedule` must be .* \(did you mean 'log_uniform'\?\)"),
+        ({"schedule": {"kind": "cyclic", "values": [1], "perod": 2}}, r"got 'perod' \(did you mean 'period'\?\)"),
+        ({"schedule": {"kind": "cyclic", "values": [1], "period": 0}}, r"`period` must be .* got 0"),
+        (
+            {"schedule": {"kind": "constant", "value": 0}},
+            r"`schedule` must be one of values > 0 for 'friction', .*, got 0.0",
+        ),
+        ({"schedule": {"kind": "cyclic", "values": [1, -1], "period": 3}}, r"'friction', .*, got -1.0"),
+        ({"schedule": {"kind": "table", "values": [1, np.nan], "period": 3}}, r"got nan at \(1,\)"),
+        ({"schedule": {"kind": "uniform", "low": 2, "high": 1}}, r"`low` must be <= `high` = 1.0, got 2.0"),
+        ({"schedule": {"kind": "sinusoid", "low": 0, "high": 1}}, r"'friction', .*, got 0.0"),
+        ({"parameter": "mass", "schedule": {"kind": "constant", "value": 0}}, r"'mass', .*, got 0.0"),
+        ({"parameter": "damping", "schedule": {"kind": "constant", "value": -1}}, r">= 0 for 'damping', .*, got -1.0"),
+        (
+            {"parameter": "gravity", "schedule": {"kind": "constant", "value": -9.81}},
+            r">= 0 for 'gravity', which is a magnitude in m/s\^2, got -9.81",
+        ),
+        ({"switch": "now"}, r"`switch` must be one of 'reset', 'immediate', got 'now'"),
+        ({"task": -1}, r"`task` must be a whole number >= 0 .*, got -1"),
+        ({"task": 1.5}, r"`task` must be .*, got 1.5"),
         (
             {"task": 2, "schedule": {"kind": "table", "values": [1, 2], "period": 3}},
-            r"task = 2: the table accepts 0 to 1",
+            r"`task` must be a whole number from 0 to 1 for the table, got 2",
         ),
-        ({"action_bound": 0}, r"action_bound = 0: accepted is a positive number"),
-        ({"action_bound": np.inf}, r"action_bound = inf"),
+        ({"action_bound": 0}, r"`action_bound` must be a finite number > 0, got 0"),
+        ({"action_bound": np.inf}, r"`action_bound` must be .*, got inf"),
+        ({"actuators": ["hip_1"]}, r"`actuators` must be None unless `parameter` is 'actuator_strength'"),
+        (
+            {"parameter": "actuator_strength", "actuators": "hip_1"},
+            r"`actuators` must be a list of names, got 'hip_1'",
+        ),
+        (
+            {"parameter": "actuator_strength", "actuators": ["hip_5"]},
+            r"`actuators` must be one of 'hip_4', 'ankle_4', .* got 'hip_5' \(did you mean 'hip_",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_by_make(keywords, message):
@@ -277,15 +295,44 @@ def test_bad_arguments_are_refused_by_make(keywords, message):
 
 def test_bad_clocks_are_refused():
     env = gym.make("SlipperyAnt-v0").unwrapped
-    for arguments, name in [((-1, 1), "step = -1"), ((0, -1), "rate = -1"), ((0.5, 1), "step = 0.5")]:
+    for arguments, name in [((-1, 1), "`step`.* got -1"), ((0, -1), "`rate`.* got -1"), ((0.5, 1), "`step`.* got 0.5")]:
         with pytest.raises(ValueError, match=name):
             env.sync_clock(*arguments)
-    with pytest.raises(ValueError, match="task = -1"):
+    with pytest.raises(ValueError, match=r"`task` must be .* got -1"):
         env.set_task(-1)
 
 
-def test_unknown_keywords_and_ids_are_named():
-    with pytest.raises(TypeError, match="frictions"):
-        gym.make("SlipperyAnt-v0", frictions=3)
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("parametr", "parameter"), ("healthy_rewrd", "healthy_reward"), ("frame_skp", "frame_skip"), ("widht", "width")],
+)
+def test_mistyped_keywords_name_the_nearest(typo, meant):
+    with pytest.raises(TypeError, match=rf"unexpected keyword argument '{typo}' \(did you mean '{meant}'\?\)"):
+        gym.make("SlipperyAnt-v0", **{typo: 1})
+
+
+def test_mistyped_ids_name_the_nearest():
     with pytest.raises(gym.error.NameNotFound, match="SlipperyAnt"):
         gym.make("SliperyAnt-v0")
+
+
+class NonStationarySwimmerEnv(NonStationaryMixin, SwimmerEnv):
+    """A robot that touches nothing, so friction changes nothing."""
+
+
+class NonStationaryPendulumEnv(NonStationaryMixin, PendulumEnv):
+    """No MuJoCo behind it."""
+
+
+def test_the_mixin_on_any_robot_says_which_parameters_work():
+    with pytest.raises(ValueError, match=r"one of 'gravity', 'mass', 'actuator_strength', 'viscosity'"):
+        NonStationarySwimmerEnv()
+    with pytest.raises(ValueError, match=r"got 'damping': its model has no damping"):
+        NonStationarySwimmerEnv(parameter="damping")
+    env = NonStationarySwimmerEnv(parameter="mass", schedule=CYCLE)
+    assert env.reset(seed=0)[1]["task_value"] == 0.1
+
+
+def test_the_mixin_needs_a_mujoco_environment():
+    with pytest.raises(TypeError, match=r"`NonStationaryPendulumEnv` must have .*; NonStationary\(env,"):
+        NonStationaryPendulumEnv()

@@ -120,7 +120,7 @@ def test_errors_say_what_to_install(no_display, monkeypatch):
     monkeypatch.setattr(rendering, "find_library", lambda name: None)
     with pytest.raises(RuntimeError, match=r"neither is installed: install EGL .*libegl1.* or OSMesa"):
         frame()
-    with pytest.raises(RuntimeError, match="render_mode = 'human' needs a display"):
+    with pytest.raises(RuntimeError, match="`render_mode` must be 'rgb_array' where there is no display"):
         gym.make("SlipperyAnt-v0", render_mode="human").reset()
     monkeypatch.setenv("MUJOCO_GL", "vulkan")
     with pytest.raises(RuntimeError, match=r"No OpenGL context with 'vulkan' .*MUJOCO_GL to 'egl'"):

@@ -13,6 +13,9 @@ KINDS = [
     {"kind": "cyclic", "values": [0.1, 1.0, 0.5], "period": 100},
     {"kind": "table", "values": [0.3, 0.2, 1.7], "period": 100},
     {"kind": "sinusoid", "low": 0.1, "high": 2.0, "period": 100},
+    {"kind": "paralysis", "period": 100},
+    {"kind": "numbered", "period": 100},
+    {"kind": "numbered", "period": 100, "n": 3, "order": "shuffled", "seed": 1},
 ]
 
 
@@ -38,7 +41,7 @@ def test_table_keeps_its_last_value():
     schedule = make_schedule({"kind": "table", "values": [0.3, 0.2, 1.7], "period": 10})
     assert [schedule(step).index for step in (0, 10, 29, 30, 10**6)] == [0, 1, 2, 2, 2]
     assert schedule(10**6).value == 1.7
-    with pytest.raises(ValueError, match=r"task = 3: the table accepts 0 to 2"):
+    with pytest.raises(ValueError, match=r"`task` must be a whole number from 0 to 2 for the table, got 3"):
         schedule.task(3)
 
 
@@ -51,6 +54,25 @@ def test_table_from_file_takes_the_row(tmp_path):
     assert pickle.loads(pickle.dumps(schedule)) == schedule  # the file is read once
     nested = make_schedule({"kind": "table", "values": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], "row": 1, "period": 10})
     assert nested == schedule
+
+
+def test_paralysis_is_the_published_scheme():
+    schedule = make_schedule("paralysis", {"low": 0.5, "high": 2.0, "period": 2_000_000})
+    values = [schedule(step).value for step in range(0, 5_000_000, 500_000)]
+    assert values == [1, 0.75, 0.5, 0.25, 0, 0.25, 0.5, 0.75, 1, 0.75] and schedule.lowest == 0
+
+
+def test_numbered_variations():
+    def numbers(steps=range(0, 100, 10), **keywords):
+        schedule = make_schedule({"kind": "numbered", "period": 10, **keywords})
+        return [schedule(step).value for step in steps], [schedule(step).index for step in steps]
+
+    assert numbers() == ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], list(range(10)))
+    assert numbers(n=3) == ([0, 1, 2, 0, 1, 2, 0, 1, 2, 0], list(range(10)))
+    assert numbers(n=3, order="once") == ([0, 1, 2, 2, 2, 2, 2, 2, 2, 2], [0, 1, 2, 2, 2, 2, 2, 2, 2, 2])
+    shuffled, indices = numbers(range(0, 3000, 10), n=3, order="shuffled", seed=1)
+    rounds = [tuple(shuffled[i : i + 3]) for i in range(0, 300, 3)]
+    assert all(sorted(turn) == [0, 1, 2] for turn in rounds) and len(set(rounds)) == 6 and indices[-1] == 299
 
 
 def test_sinusoid_starts_in_the_middle_and_counts_periods():
@@ -90,7 +112,7 @@ def test_schedules_leave_numpys_global_generator_alone():
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
-@pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec["kind"])
+@pytest.mark.parametrize("spec", KINDS, ids=lambda spec: "-".join(map(str, spec.values())))
 def test_pickling_numpy_steps_and_frozen_tasks(spec):
     schedule = make_schedule(spec)
     copy = pickle.loads(pickle.dumps(schedule))
@@ -119,32 +141,50 @@ def test_defaults_fill_only_what_a_kind_has():
     [
         (
             "loguniform",
-            r"schedule kind 'loguniform' \(did you mean 'log_uniform'\?\): accepted are constant, log_uniform",
+            r"`kind of the schedule` must be one of 'constant', 'log_uniform', .*got 'loguniform' "
+            r"\(did you mean 'log_uniform'\?\)",
         ),
-        (3, r"schedule = 3: accepted is a kind"),
-        ({"low": 1}, r"schedule = \{'low': 1\}: accepted is a kind"),
-        ({"kind": "constant"}, r"schedule 'constant' needs the keyword 'value'"),
-        ({"kind": "constant", "value": math.nan}, r"value = nan"),
-        ({"kind": "constant", "value": "1"}, r"value = '1'"),
-        ({"kind": "uniform", "low": 0, "high": 1, "perod": 3}, r"keyword 'perod' .*'period'\?"),
-        ({"kind": "uniform", "low": 0, "high": 1}, r"needs the keyword 'period'"),
-        ({"kind": "uniform", "low": 0, "high": 1, "period": 0}, r"period = 0 .*positive integer"),
-        ({"kind": "uniform", "low": 0, "high": 1, "period": 1.5}, r"period = 1.5 .*positive integer"),
-        ({"kind": "uniform", "low": 0, "high": 1, "period": "2e6"}, r"period = '2e6' .*positive integer"),
-        ({"kind": "uniform", "low": 2, "high": 1, "period": 3}, r"low = 2.0 > high = 1.0"),
-        ({"kind": "uniform", "low": 0, "high": math.inf, "period": 3}, r"high = inf"),
-        ({"kind": "uniform", "low": 0, "high": 1, "period": 3, "seed": -1}, r"seed = -1"),
-        ({"kind": "log_uniform", "low": 0, "high": 1, "period": 3}, r"low = 0.0 of schedule 'log_uniform'"),
-        ({"kind": "cyclic", "values": [], "period": 3}, r"values = \[\]"),
-        ({"kind": "cyclic", "values": [[1, 2]], "period": 3}, r"shape \(1, 2\)"),
-        ({"kind": "cyclic", "values": ["a"], "period": 3}, r"values = \['a'\]"),
-        ({"kind": "table", "values": [1, math.nan], "period": 3}, r"entry \(1,\) is nan"),
+        (3, r"`schedule` must be a kind .* got 3"),
+        ({"low": 1}, r"`schedule` must be a kind .*got \{'low': 1\}"),
+        ({"kind": "constant"}, r"`value` must be given for a schedule of kind 'constant'"),
+        ({"kind": "constant", "value": math.nan}, r"`value` must be a finite number, got nan"),
+        ({"kind": "constant", "value": "1"}, r"`value` must be a finite number, got '1'"),
+        ({"kind": "uniform", "low": 0, "high": 1, "perod": 3}, r"got 'perod' \(did you mean 'period'\?\)"),
+        ({"kind": "uniform", "low": 0, "high": 1}, r"`period` must be given"),
+        (
+            {"kind": "uniform", "low": 0, "high": 1, "period": 0},
+            r"`period` must be a whole number >= 1 of global",
+        ),
+        ({"kind": "uniform", "low": 0, "high": 1, "period": 1.5}, r"`period` must be .* got 1.5"),
+        ({"kind": "uniform", "low": 0, "high": 1, "period": "2e6"}, r"`period` must be .* got '2e6'"),
+        ({"kind": "uniform", "low": 2, "high": 1, "period": 3}, r"`low` must be <= `high` = 1.0, got 2.0"),
+        ({"kind": "uniform", "low": 0, "high": math.inf, "period": 3}, r"`high` must be a finite number, got inf"),
+        (
+            {"kind": "uniform", "low": 0, "high": 1, "period": 3, "seed": -1},
+            r"`seed` must be .* got -1",
+        ),
+        (
+            {"kind": "log_uniform", "low": 0, "high": 1, "period": 3},
+            r"`low` must be > 0 .* got 0.0",
+        ),
+        ({"kind": "cyclic", "values": [], "period": 3}, r"`values` must be a list of numbers.* got \[\]"),
+        ({"kind": "cyclic", "values": [[1, 2]], "period": 3}, r"`values` must be one flat list .*got \[\[1, 2\]\]"),
+        ({"kind": "cyclic", "values": ["a"], "period": 3}, r"`values` must be numbers, .*got \['a'\]"),
+        (
+            {"kind": "table", "values": [1, math.nan], "period": 3},
+            r"must be finite numbers, got nan at \(1,\)",
+        ),
         ({"kind": "table", "values": [[1, 2], [3]], "period": 3}, r"rows of equal length"),
-        ({"kind": "table", "values": [1, 2], "period": 3, "row": 1}, r"row = 1 .*0 to 0"),
-        ({"kind": "table", "values": [1, 2]}, r"needs the keyword 'period'"),
-        ({"kind": "table", "period": 3}, r"either 'values' or 'path'"),
-        ({"kind": "table", "path": "nowhere.csv", "period": 3}, r"path = 'nowhere.csv' .*no such file"),
-        ({"kind": "sinusoid", "low": 2, "high": 1, "period": 3}, r"low = 2.0 > high = 1.0"),
+        (
+            {"kind": "table", "values": [1, 2], "period": 3, "row": 1},
+            r"`row` must be .* from 0 to 0, got 1",
+        ),
+        ({"kind": "table", "values": [1, 2]}, r"`period` must be given"),
+        ({"kind": "table", "period": 3}, r"given either 'values' or 'path'"),
+        ({"kind": "table", "path": "nowhere.csv", "period": 3}, r"`path` must be a file, got 'nowhere.csv'"),
+        ({"kind": "numbered", "period": 3, "order": "random"}, r"`order` must be one of .* got 'random'"),
+        ({"kind": "numbered", "period": 3, "order": "once"}, r"`n` must be a whole number >= 1 if `order` is 'once'"),
+        ({"kind": "sinusoid", "low": 2, "high": 1, "period": 3}, r"`low` must be <= `high` = 1.0, got 2.0"),
     ],
 )
 def test_bad_specifications_say_what_is_accepted(spec, message):
@@ -162,5 +202,5 @@ def test_bad_files_are_named(tmp_path, content):
 
 @pytest.mark.parametrize("index", [-1, 1.0, True, "1"])
 def test_bad_task_index(index):
-    with pytest.raises(ValueError, match="task = "):
+    with pytest.raises(ValueError, match="`task` must be a whole number >= 0"):
         make_schedule(KINDS[1]).task(index)
