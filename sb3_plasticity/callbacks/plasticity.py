@@ -1,20 +1,18 @@
 """PlasticityCallback: what of a network's ability to learn is left, beside a fresh network's."""
 
-import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch as th
-from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from sb3_plasticity.agents.fresh import fresh_policy
 from sb3_plasticity.callbacks.curvature import SEQUENCE_LENGTH
 from sb3_plasticity.callbacks.tensorboard import Layout, add_charts, summary_writer
 from sb3_plasticity.common.actor_critic import evaluate_samples
@@ -352,41 +350,6 @@ def find_layers(policy: ActorCriticPolicy, samples: Samples) -> Layers:
                 found[network].setdefault(name.rpartition(".")[0] or name, []).append(name)
                 break
     return found
-
-
-def fresh_policy(model: OnPolicyAlgorithm, seed: int) -> ActorCriticPolicy:
-    """
-    Build a newly initialised policy of a model's class and arguments; no global random generator notices.
-
-    Built as the algorithm builds its own, because ``policy._get_constructor_parameters`` leaves some arguments out.
-
-    :param model: an on-policy algorithm of SB3 or sb3-contrib
-    :param seed: of the initialisation
-    :return: the policy, on the model's device
-    """
-    arguments: dict[str, Any] = dict(model.policy_kwargs)
-    if not isinstance(model, MaskablePPO):
-        arguments["use_sde"] = model.use_sde
-    with _own_generators(seed):
-        policy = model.policy_class(model.observation_space, model.action_space, model.lr_schedule, **arguments)
-    return policy.to(model.device)  # type: ignore[return-value]
-
-
-@contextmanager
-def _own_generators(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global generators, and put them back as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(th.cuda.device_count())) if th.cuda.is_initialized() else []
-    with th.random.fork_rng(devices=devices):
-        # Not th.manual_seed: it would seed the generators of devices that are not forked.
-        th.random.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @contextmanager

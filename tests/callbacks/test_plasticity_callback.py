@@ -19,7 +19,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 
 from sb3_plasticity import PPO_L2ER, CurvatureCallback
-from sb3_plasticity.callbacks.plasticity import PlasticityCallback, fresh_policy
+from sb3_plasticity.agents.fresh import fresh_policy
+from sb3_plasticity.callbacks.plasticity import PlasticityCallback
 
 SMALL = dict(n_steps=64, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
 CNN = dict(policy_kwargs=dict(features_extractor_kwargs=dict(features_dim=16)))
