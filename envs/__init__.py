@@ -3,10 +3,26 @@
 import gymnasium as gym
 
 from .clock import TaskClock, has_clock
-from .nonstationary import NonStationaryMixin
+from .nonstationary import NonStationaryMixin, keywords_of
 from .schedules import Schedule, Task, make_schedule
+from .sequence import TaskSequence
+from .wrappers import ActionPermutation, NonStationary, ObservationPermutation, ObservationShift
 
-__all__ = ["ENV_IDS", "NonStationaryMixin", "Schedule", "Task", "TaskClock", "has_clock", "make_schedule"]
+__all__ = [
+    "ENV_IDS",
+    "ActionPermutation",
+    "NonStationary",
+    "NonStationaryMixin",
+    "ObservationPermutation",
+    "ObservationShift",
+    "Schedule",
+    "Task",
+    "TaskClock",
+    "TaskSequence",
+    "has_clock",
+    "keywords_of",
+    "make_schedule",
+]
 
 ENV_IDS = (
     "SlipperyAnt-v0",

@@ -107,9 +107,9 @@ def write_field(model: mujoco.MjModel, name: str, value: np.ndarray) -> None:
         setattr(model.opt, name[4:], float(value))
 
 
-def _touching(model: mujoco.MjModel) -> np.ndarray:
+def _touching(model: mujoco.MjModel) -> Any:
     """Which geoms can touch another: shape (number of geoms,)."""
-    return (model.geom_contype != 0) | (model.geom_conaffinity != 0)
+    return np.logical_or(model.geom_contype != 0, model.geom_conaffinity != 0)
 
 
 def _friction(own: Fields, model: mujoco.MjModel, value: float) -> Fields:
@@ -138,7 +138,7 @@ def _no_gravity(model: mujoco.MjModel) -> str | None:
 
 
 def _viscosity(own: Fields, model: mujoco.MjModel, value: float) -> Fields:
-    return {"opt.viscosity": np.float64(value)}
+    return {"opt.viscosity": np.asarray(value)}
 
 
 @dataclasses.dataclass(frozen=True)

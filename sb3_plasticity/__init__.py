@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sb3_plasticity.curvature.kfac import kfac_spectrum
     from sb3_plasticity.curvature.records import load_spectra
     from sb3_plasticity.curvature.spectrum import Spectrum
+    from sb3_plasticity.envs.sequence import TaskSequence
+    from sb3_plasticity.envs.wrappers import NonStationary
     from sb3_plasticity.ppo_l2er.ppo_l2er import PPO_L2ER
     from sb3_plasticity.vec_env import MujocoBatchVecEnv, make_nonstationary_vec_env
 
@@ -30,6 +32,8 @@ except PackageNotFoundError:  # a source tree on sys.path that was never install
     __version__ = "unknown"
 
 _HOME = {
+    "NonStationary": "envs.wrappers",
+    "TaskSequence": "envs.sequence",
     "PPO_L2ER": "ppo_l2er.ppo_l2er",
     "CurvatureCallback": "callbacks.curvature",
     "PlasticityCallback": "callbacks.plasticity",
@@ -46,6 +50,8 @@ _HOME = {
 }
 
 __all__ = [
+    "NonStationary",
+    "TaskSequence",
     "CurvatureCallback",
     "MujocoBatchVecEnv",
     "PPO_L2ER",
