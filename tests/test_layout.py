@@ -24,6 +24,7 @@ ALLOWED = {
 }
 PLAIN_TORCH = [
     "common/rank.py",
+    "common/training_rank.py",
     "common/plasticity.py",
     *(f"curvature/{name}.py" for name in ("spectrum", "hessian", "ggn", "kfac")),
 ]

@@ -7,8 +7,9 @@ import pytest
 import torch as th
 from torch.fx.experimental.proxy_tensor import make_fx
 
-import sb3_plasticity.common.rank as module
-from sb3_plasticity.common.rank import effective_rank, effective_rank_of_covariance, epsilon_rank, training_rank
+import sb3_plasticity.common.training_rank as module
+from sb3_plasticity.common.rank import effective_rank, effective_rank_of_covariance, epsilon_rank
+from sb3_plasticity.common.training_rank import training_rank
 
 BOTH = pytest.mark.parametrize("of", ["covariance", "features"])
 
@@ -272,7 +273,7 @@ def test_training_rank_of_what_is_not_finite():
     features[1, 1] = math.nan
     with pytest.raises(ValueError, match="features contain NaN or infinity"):
         training_rank(features)
-    with pytest.raises(ValueError, match="of='variance'"):
+    with pytest.raises(ValueError, match="`of` must be one of 'covariance', 'features', got 'variance'"):
         training_rank(th.ones(3, 2), "variance")
     with pytest.raises(ValueError, match="two axes"):
         training_rank(th.ones(2, 3, 2))
@@ -293,8 +294,8 @@ def test_training_rank_of_what_is_not_finite():
 @pytest.mark.parametrize(
     "features, of, message",
     [
-        (th.ones(3, 3), "variance", "of='variance'"),
-        (th.ones(3), "covariance", r"features must have two axes.*\(3,\)"),
+        (th.ones(3, 3), "variance", "`of` must be one of 'covariance'"),
+        (th.ones(3), "covariance", r"`features` must be of two axes.*\(3,\)"),
         (th.ones(0, 3), "covariance", r"\(0, 3\)"),
         (th.ones(3, 3, dtype=th.int64), "covariance", "torch.int64"),
         (np.ones((3, 3)), "covariance", "ndarray"),
@@ -308,7 +309,7 @@ def test_bad_features(features, of, message):
 
 
 def test_bad_covariance():
-    with pytest.raises(ValueError, match=r"matrix must have shape \(d, d\)"):
+    with pytest.raises(ValueError, match=r"`matrix` must be of shape \(d, d\)"):
         effective_rank_of_covariance(th.ones(2, 3))
     with pytest.raises(ValueError, match="matrix contain NaN"):
         effective_rank_of_covariance(th.full((2, 2), math.nan))
@@ -333,11 +334,11 @@ def test_epsilon_rank_of_a_quadrature():
 
 def test_bad_epsilon_rank():
     for eps in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="eps="):
+        with pytest.raises(ValueError, match="`eps` must be a finite number > 0"):
             epsilon_rank(th.ones(3), eps)
-    with pytest.raises(ValueError, match="dim=None"):
+    with pytest.raises(ValueError, match="`dim` must be"):
         epsilon_rank(th.ones(2), 0.1, th.tensor([0.5, 0.5]), normalized=False)
-    with pytest.raises(ValueError, match="must be equal"):
+    with pytest.raises(ValueError, match="`weights` must be of the eigenvalues' shape"):
         epsilon_rank(th.ones(2), 0.1, th.ones(3))
     with pytest.raises(ValueError, match="NaN"):
         epsilon_rank(th.tensor([math.nan]), 0.1)

@@ -8,12 +8,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn import functional as F
 
 from sb3_plasticity.common.actor_critic import evaluate_actions
-from sb3_plasticity.common.rank import RankOf, training_rank
+from sb3_plasticity.common.rank import RankOf
 from sb3_plasticity.common.rollout import Samples
+from sb3_plasticity.common.training_rank import training_rank
 
 ErAggregate = Literal["mean", "sum"]
 ER_AGGREGATES = get_args(ErAggregate)
-RANKS_OF = get_args(RankOf)
 
 
 class PPOCoefficients(NamedTuple):
@@ -142,7 +142,7 @@ def features_rank(
     features: Sequence[th.Tensor], of: RankOf = "covariance", aggregate: ErAggregate = "mean"
 ) -> th.Tensor | None:
     """
-    Effective rank of a network's hidden features, by :func:`~sb3_plasticity.common.rank.training_rank`.
+    Effective rank of a network's hidden features, by :func:`~sb3_plasticity.common.training_rank.training_rank`.
 
     :param features: a matrix (rows, features) for each layer
     :param of: spectrum that is ranked, see :func:`~sb3_plasticity.common.rank.effective_rank`

@@ -16,6 +16,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sb3_plasticity.common import onednn
+
 LinearFn = Callable[..., Sequence[th.Tensor]]
 
 _aten = th.ops.aten
@@ -56,9 +58,8 @@ class _Recorder(TorchDispatchMode):
         for index, argument in enumerate(arguments):
             self.nodes[id(argument)] = self.graph.placeholder(f"argument_{index}")
         self.constant_nodes: dict[int, fx.Node] = {}
-        self.onednn = all(value.dtype == th.float32 and value.device.type == "cpu" for value in arguments) and (
-            th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")
-        )
+        single = all(value.dtype == th.float32 and value.device.type == "cpu" for value in arguments)
+        self.onednn = single and onednn.is_available()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -112,9 +113,7 @@ class _Recorder(TorchDispatchMode):
     def _linear(self, first: fx.Node, second: fx.Node) -> fx.Node:
         """First, contiguous, times the transpose of second."""
         second = self.graph.call_function(_dense, (second,))
-        # No bias, no function of the result.
-        options: list[Any] = [None, "none", [], ""]
-        return self.graph.call_function(th.ops.mkldnn._linear_pointwise.default, (first, second, *options))
+        return self.graph.call_function(onednn.linear, (first, second, None))
 
     def _transposed(self, node: fx.Node) -> fx.Node:
         if node.target is _aten.t.default:

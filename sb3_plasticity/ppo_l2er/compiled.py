@@ -25,6 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from sb3_plasticity.common import onednn
 from sb3_plasticity.common.functional import functional_call
 from sb3_plasticity.common.objective import PPOCoefficients
 from sb3_plasticity.common.rollout import Samples
@@ -459,11 +460,7 @@ _LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")
 _LIBRARY.define("product(Tensor left, Tensor weight, Tensor? bias) -> Tensor")
 
 
-def _product(left: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
-    return th.ops.mkldnn._linear_pointwise(left, weight, bias, "none", [], "")
-
-
-_LIBRARY.impl("product", _product, "CPU")
+_LIBRARY.impl("product", onednn.linear, "CPU")
 th.library.register_fake(
     "sb3_plasticity::product", lambda left, weight, bias: left.new_empty(left.shape[0], weight.shape[0]), lib=_LIBRARY
 )
@@ -473,12 +470,10 @@ def use_onednn(trace: fx.GraphModule) -> fx.GraphModule:
     """
     Send the large float32 matrix products of a traced update through oneDNN.
 
-    On some processors it takes half the time of the BLAS that PyTorch calls.
-
     :param trace: as ``make_fx`` gives it
     :return: the same module, changed in place
     """
-    if not (th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")):
+    if not onednn.is_available():
         return trace
     aten = th.ops.aten
     for node in list(trace.graph.nodes):

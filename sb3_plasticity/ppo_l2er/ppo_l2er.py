@@ -22,8 +22,8 @@ from torch import nn
 from sb3_plasticity.callbacks.task_sync import TaskSyncCallback, _tree
 from sb3_plasticity.common.actor_critic import find_hidden_layers
 from sb3_plasticity.common.checks import check_choice, check_count, check_strength, must_be, nearest
-from sb3_plasticity.common.objective import ER_AGGREGATES, RANKS_OF, ErAggregate, PPOCoefficients
-from sb3_plasticity.common.rank import RankOf
+from sb3_plasticity.common.objective import ER_AGGREGATES, ErAggregate, PPOCoefficients
+from sb3_plasticity.common.rank import RANKS_OF, RankOf
 from sb3_plasticity.common.rollout import Samples, rollout_samples, rollout_size
 from sb3_plasticity.ppo_l2er.acting import lean_acting
 from sb3_plasticity.ppo_l2er.compiled import (

@@ -112,7 +112,7 @@ def test_bad_spectrum(nodes, weights, dim, message):
 
 def test_bad_arguments():
     for eps in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="eps="):
+        with pytest.raises(ValueError, match="`eps` must be"):
             TEN.epsilon_rank(eps)
     with pytest.raises(ValueError, match="bandwidth=0"):
         TEN.density(np.zeros(1), 0.0)
