@@ -3,31 +3,29 @@
 import dataclasses
 import time
 import warnings
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
 from matplotlib.figure import Figure
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch.utils import _pytree as pytree
 from torch.utils.tensorboard import SummaryWriter
 
-from sb3_plasticity.callbacks.tensorboard import Layout, add_charts, summary_writer
+from sb3_plasticity.agents import networks_of, objectives_of, source_of
+from sb3_plasticity.agents.problems import CurvatureProblem, curvature_problem
+from sb3_plasticity.agents.samples import SampleSource
+from sb3_plasticity.callbacks.progress import Measurement, Progress, records_after
+from sb3_plasticity.callbacks.tensorboard import SERIES, Layout, add_charts, summary_writer
+from sb3_plasticity.common.checks import check_count, check_names, check_number, must_be
+from sb3_plasticity.common.functional import evaluation_mode
 from sb3_plasticity.common.rank import check_epsilon
-from sb3_plasticity.common.rollout import (
-    Samples,
-    concatenate_samples,
-    is_recurrent,
-    last_samples,
-    rollout_samples,
-    rollout_size,
-    spread_rows,
-)
-from sb3_plasticity.curvature.agents import NETWORKS, CurvatureProblem, curvature_problem, loss_of
+from sb3_plasticity.common.rollout import last_samples
 from sb3_plasticity.curvature.ggn import ggn_spectrum
 from sb3_plasticity.curvature.hessian import hessian_spectrum
 from sb3_plasticity.curvature.jacobian import ProblemTooLargeError
@@ -36,59 +34,46 @@ from sb3_plasticity.curvature.plots import plot_density
 from sb3_plasticity.curvature.spectrum import Spectrum
 
 KINDS = ("ggn", "hessian", "kfac")
-# Steps of one environment that a recurrent network is unrolled over.
-SEQUENCE_LENGTH = 16
-
-
-@dataclass
-class Measurement:
-    """
-    A measurement that is due: the weights and the transitions it is of.
-
-    :param phase: ``"start"`` or ``"end"`` of a task, or ``"periodic"``
-    :param step: ``num_timesteps`` of the weights
-    :param task: (index, value) of the task the transitions are of
-    :param state: the policy's ``state_dict``, kept aside; None for the present weights
-    :param parts: transitions, rollout by rollout
-    :param share: fraction of its rollout that the task's transitions made up when they were first seen
-    """
-
-    phase: str
-    step: int
-    task: tuple[int, float]
-    state: dict[str, th.Tensor] | None
-    parts: list[Samples]
-    share: float
-
-    @property
-    def n_samples(self) -> int:
-        """Transitions gathered so far."""
-        return sum(len(part.advantages) for part in self.parts)
+# Of an environment that reports no task. One object, because NaN differs from NaN but is itself.
+NO_TASK = (0, float("nan"))
+# What an arithmetic that overflows ends in.
+OVERFLOWS = (FloatingPointError, LinAlgError)
 
 
 class CurvatureCallback(BaseCallback):
     """
-    Record the curvature spectra of an on-policy agent's policy and value network while it trains.
+    Record the curvature spectra of an agent's networks while it trains.
+
+    Any algorithm whose objectives are registered (:func:`~sb3_plasticity.agents.objectives_of`): PPO_L2ER, PPO, A2C,
+    TRPO, RecurrentPPO, MaskablePPO, SAC, TD3, DDPG, TQC, CrossQ, DQN, QRDQN.
 
     With ``every="task"`` it takes, at the end of the first rollout that holds transitions of a new task and before the
     update, the spectra on that task's transitions: H_tau^(0) of Prakash, He, Guo et al. (arXiv 2509.22335), the
     curvature under the weights that the last task left (``phase="start"``), and on the last transitions of the old
-    task the curvature it ended with (``phase="end"``). Every spectrum is taken on ``n_samples`` transitions, spread
-    evenly over those at hand, because ranks can only be compared at equal numbers; if a rollout holds fewer of the new
-    task, its weights are kept aside until enough have come. The very first rollout counts as the start of its task,
-    unless training is resumed. An environment that reports no ``task_index`` has a single task.
+    task the curvature it ended with (``phase="end"``). Every spectrum is taken on ``n_samples`` transitions, because
+    ranks can only be compared at equal numbers: spread evenly over those at hand (on-policy), or the first of the task
+    (off-policy). If a rollout holds fewer of the new task, its weights are kept aside until enough have come. The very
+    first rollout counts as the start of its task. An environment that reports no ``task_index`` has a single task.
+
+    What is still due is kept with the model (its attribute ``curvature_progress``), so that a run resumed from a
+    checkpoint measures what the uninterrupted run would have: the start of a task that begins after the checkpoint, and
+    none a second time. What an interrupted run had recorded in the same folder after that checkpoint is replaced.
 
     TensorBoard gets the scalars ``curvature/<network>/<kind>/<measure>`` (``curvature_end/...`` for the ends of
     tasks), a histogram of log10 |eigenvalue| and a picture of the density; ``save_dir`` gets one npz file for each
     spectrum, which
-    :func:`~sb3_plasticity.curvature.records.load_spectra` turns into a table. Training is bit-identical with and
-    without this callback.
+    :func:`~sb3_plasticity.curvature.records.load_spectra` turns into a table. ``rank_ceiling`` is the largest
+    epsilon-rank that the GGN of ``n_samples`` transitions can have, n_samples * outputs / parameters. Training is
+    bit-identical with and without this callback. A measurement whose arithmetic overflows is left out with a warning.
 
-    :param every: ``"task"``, a number of rollouts, or both as in ``("task", 50)``
-    :param networks: some of ``"policy"``, ``"value"``, ``"joint"``
-    :param kinds: some of ``"ggn"`` (exact; the policy's is its Fisher information matrix), ``"hessian"`` (of the
-        algorithm's own loss without L2-ER's terms, by stochastic Lanczos) and ``"kfac"``
-    :param epsilon: thresholds of the epsilon-ranks that are logged, on absolute eigenvalues
+    :param every: ``"task"``, a number of rollouts, or both as in ``("task", 50)``. Off-policy algorithms have rollouts
+        of ``train_freq`` steps. A periodic measurement is on the latest ``n_samples`` transitions, gathered over
+        rollouts where they are short, and left out as long as there are fewer
+    :param networks: names of networks, such as ``("policy", "value")`` or ``("actor", "critic_0")``, and ``"joint"``,
+        the policy and the value network as one; None for all, without ``"joint"``
+    :param kinds: some of ``"ggn"`` (exact; a policy's is its Fisher information matrix), ``"hessian"`` (of the
+        network's own loss without the penalties of mitigations, by stochastic Lanczos) and ``"kfac"``
+    :param epsilon: threshold or thresholds of the epsilon-ranks that are logged, on absolute eigenvalues
     :param n_samples: transitions that each spectrum is taken on, at least 2
     :param lanczos_steps: nodes of a draw of the Hessian's spectrum
     :param draws: start vectors of the Hessian's spectrum; two or more give its measures standard errors
@@ -99,14 +84,14 @@ class CurvatureCallback(BaseCallback):
     :raises ValueError: for arguments outside what is accepted
     """
 
-    model: OnPolicyAlgorithm
+    model: BaseAlgorithm
 
     def __init__(
         self,
         every: str | int | tuple[str | int, ...] = "task",
-        networks: Sequence[str] = ("policy", "value"),
+        networks: Sequence[str] | None = None,
         kinds: Sequence[str] = ("ggn", "hessian"),
-        epsilon: Sequence[float] = (1e-3, 1e-2, 1e-1),
+        epsilon: float | Sequence[float] = (1e-3, 1e-2, 1e-1),
         n_samples: int = 128,
         lanczos_steps: int = 100,
         draws: int = 1,
@@ -115,38 +100,38 @@ class CurvatureCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        for part in every if isinstance(every, tuple) and every else (every,):
+        parts = tuple(every) if isinstance(every, (tuple, list)) and every else (every,)
+        for part in parts:
             if part != "task" and (isinstance(part, bool) or not isinstance(part, int) or part < 1):
-                raise ValueError(f"every={every!r}: accepted are 'task', a number of rollouts >= 1, or a tuple of both")
-        _check_choices("networks", networks, NETWORKS)
-        _check_choices("kinds", kinds, KINDS)
-        for eps in epsilon:
+                raise must_be("every", "'task', a number of rollouts >= 1, or a tuple of both", every)
+        if networks is not None and (isinstance(networks, str) or not networks):
+            raise must_be("networks", "None or one or more names, in a tuple", networks)
+        if isinstance(kinds, str) or not kinds:
+            raise must_be("kinds", f"one or more of {', '.join(map(repr, KINDS))}, in a tuple", kinds)
+        check_names("kinds", kinds, KINDS)
+        self.epsilon = tuple(epsilon) if isinstance(epsilon, Sequence) else (epsilon,)
+        for eps in self.epsilon:
             check_epsilon(eps)
-        for name, value, least in (
-            ("n_samples", n_samples, 2),
-            ("lanczos_steps", lanczos_steps, 1),
-            ("draws", draws, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: accepted are whole numbers >= {least}")
-        if time_budget is not None and not 0 < time_budget <= 1:
-            raise ValueError(f"time_budget={time_budget!r}: accepted are None and shares of the wall time in (0, 1]")
-        parts = every if isinstance(every, tuple) else (every,)
+        check_count("n_samples", n_samples, at_least=2)
+        check_count("lanczos_steps", lanczos_steps, at_least=1)
+        check_count("draws", draws, at_least=1)
+        if time_budget is not None:
+            check_number("time_budget", time_budget, above=0, at_most=1)
         self._per_task = "task" in parts
         self._per_rollouts = [part for part in parts if isinstance(part, int)]
         self.every = every
-        self.networks = tuple(networks)
+        self.networks = None if networks is None else tuple(networks)
         self.kinds = tuple(kinds)
-        self.epsilon = tuple(epsilon)
         self.n_samples = n_samples
         self.lanczos_steps = lanczos_steps
         self.draws = draws
         self.save_dir = save_dir
         self.time_budget = time_budget
-        self._task: tuple[int, float] | None = None
-        self._recent: Samples | None = None
-        self._waiting: deque[Measurement] = deque()
-        self._rollouts = 0
+        self._names: tuple[str, ...] = ()
+        self._source: SampleSource | None = None
+        self._progress = Progress()
+        self._replaced: dict[tuple[Any, ...], list[Path]] = {}
+        self._measured: set[tuple[str, int]] = set()
         self._step_tasks: list[list[tuple[int, float]]] = []
         self._seconds_spent = 0.0
         self._seconds_each = 0.0
@@ -154,22 +139,18 @@ class CurvatureCallback(BaseCallback):
         self._left_out = 0
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, OnPolicyAlgorithm):
-            raise ValueError(
-                f"CurvatureCallback: {type(self.model).__name__} has no rollout buffer; accepted are on-policy "
-                "algorithms (PPO_L2ER, PPO, A2C, and sb3-contrib's TRPO, RecurrentPPO and MaskablePPO)"
-            )
-        loss_of(self.model)
-        size = self.model.n_steps * self.model.n_envs
-        if not self._per_task and self.n_samples > size:
-            raise ValueError(f"n_samples={self.n_samples}: accepted are at most n_steps * n_envs = {size}")
+        known = networks_of(self.model)
+        objectives = objectives_of(self.model)
+        self._names = tuple(known) if self.networks is None else self.networks
+        check_names("networks", self._names, objectives)
 
     def _on_training_start(self) -> None:
         self._began, self._seconds_spent = time.monotonic(), 0.0
         self._step_tasks.clear()
-        if self.num_timesteps == 0:
-            self._task, self._recent, self._rollouts = None, None, 0
-            self._waiting.clear()
+        self._source = source_of(self.model)
+        if self.n_samples > self._source.capacity:
+            raise must_be("n_samples", f"at most the {self._source.capacity:.0f} of the replay buffer", self.n_samples)
+        self._adopt_progress(self._source)
         if (writer := summary_writer(self.logger)) is not None:
             add_charts(writer, self._layout())
 
@@ -178,17 +159,28 @@ class CurvatureCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         self._step_tasks.append(
-            [(info.get("task_index", 0), info.get("task_value", float("nan"))) for info in self.locals["infos"]]
+            [
+                (info["task_index"], info.get("task_value", NO_TASK[1])) if "task_index" in info else NO_TASK
+                for info in self.locals["infos"]
+            ]
         )
         return True
 
     def _on_rollout_end(self) -> None:
-        self._rollouts += 1
+        assert self._source is not None
         started = time.monotonic()
+        progress = self._progress
+        progress.rollouts += 1
+        to_come = min((-progress.rollouts % number for number in self._per_rollouts), default=None)
+        size = len(self._step_tasks) * self.training_env.num_envs
+        gather = to_come is not None and to_come * size <= self._wanted
+        self._source.rollout_ended(self._wanted if gather else 0)
         if self._per_task:
             self._follow_tasks()
-        if any(self._rollouts % number == 0 for number in self._per_rollouts):
-            self._add_periodic()
+        if to_come == 0:
+            part = self._source.latest(self._wanted)
+            if part is not None and self._source.size(part) >= self._wanted:
+                self._add("periodic", self._step_tasks[-1][0], part, share=1.0)
         self._seconds_spent += time.monotonic() - started
         self._work_off()
 
@@ -196,72 +188,102 @@ class CurvatureCallback(BaseCallback):
         if self._left_out:
             warnings.warn(f"CurvatureCallback: time_budget={self.time_budget} left out {self._left_out} measurements")
             self._left_out = 0
-        late = [measurement for measurement in self._waiting if self._is_complete(measurement)]
+        late = [measurement for measurement in self._progress.waiting if self._is_complete(measurement)]
         if late:
             names = ", ".join(f"{measurement.phase} of task {measurement.task[0]}" for measurement in late)
             warnings.warn(f"CurvatureCallback: time_budget={self.time_budget} left no time for: {names}")
+
+    # -- going on ------------------------------------------------------------------------------------------------------
+
+    def _adopt_progress(self, source: SampleSource) -> None:
+        """Begin anew, or go on where the run that the model comes from was when it was saved."""
+        key = f"{self.every!r} {self._names!r} {self.kinds!r} {self.n_samples}"
+        kept: dict[str, Progress] = getattr(self.model, "curvature_progress", {})
+        self._replaced, self._measured = {}, set()
+        if self.num_timesteps == 0:
+            self._progress = Progress()
+        elif key in kept:
+            if kept[key] is not self._progress:
+                self._progress = kept[key]
+                self._find_records()
+        else:
+            self._progress = Progress(began_at=self.num_timesteps)
+        self._progress.source, self._progress.n_samples = source, source.rounded(self.n_samples)
+        self.model.curvature_progress = kept | {key: self._progress}  # type: ignore[attr-defined]
+
+    def _find_records(self) -> None:
+        """Of the same run: what was recorded after the checkpoint, and what before it that the model does not know."""
+        for info, path in records_after(self._folder, self._progress.run_id):
+            if info["step"] > self.num_timesteps:
+                self._replaced.setdefault(_place(info), []).append(path)
+            else:
+                self._measured.add((info["phase"], info["task_index"]))
 
     # -- what is due ---------------------------------------------------------------------------------------------------
 
     def _follow_tasks(self) -> None:
         """Notice new tasks in this rollout; gather their transitions, and the last ones of the task before."""
+        assert self._source is not None
+        progress, steps = self._progress, len(self._step_tasks)
+        gathering = any(measurement.phase == "start" for measurement in progress.waiting if not measurement.full)
+        if self._source.remembers and not gathering and all(t == progress.task for ts in self._step_tasks for t in ts):
+            progress.same_steps += steps  # where they are can be said later
+            return
         indices = np.array([[index for index, _ in tasks] for tasks in self._step_tasks])
         values = dict(task for tasks in self._step_tasks for task in tasks)
-        if self._task is None and self.num_timesteps > rollout_size(self.model.rollout_buffer):
-            # A resumed run that this callback did not see before: where its task began is in the past.
-            self._task = min(values.items())
+        progress.settle(ago=steps)
+        if progress.task is None and progress.began_at:
+            # A resumed run of which nothing is known: where its task began is in the past.
+            progress.task = min(values.items())
         for index in sorted(values):
-            rows = self._rows(indices == index)
-            if self._task is None or index > self._task[0]:
-                if self._task is not None and self._recent is not None:
-                    self._add("end", self._task, self._recent, share=float((indices == self._task[0]).mean()))
-                self._task, self._recent = (index, values[index]), None
+            eligible = indices == index
+            part = self._source.take(eligible, self._wanted)
+            if progress.task is None or index > progress.task[0]:
+                if progress.task is not None and progress.recent:
+                    ended = self._source.last(progress.recent, self._wanted)
+                    self._add("end", progress.task, ended, share=float((indices == progress.task[0]).mean()))
+                progress.task, progress.recent = (index, values[index]), []
                 # A task that ended before it showed enough transitions cannot be compared with others.
-                self._waiting = deque(m for m in self._waiting if m.phase != "start" or self._is_complete(m))
-                self._add("start", self._task, None, share=float((indices == index).mean()))
-            if index == self._task[0] and rows.size:  # not: an environment still in an episode of an older task
-                samples = rollout_samples(self.model.rollout_buffer, rows)
-                for measurement in self._waiting:
+                progress.waiting = [m for m in progress.waiting if m.phase != "start" or self._is_complete(m)]
+                self._add("start", progress.task, None, share=float(eligible.mean()))
+            if index == progress.task[0] and part is not None:  # not: an environment still in an older task's episode
+                for measurement in progress.waiting:
                     if measurement.phase == "start" and measurement.task[0] == index:
-                        self._extend(measurement, samples)
-                parts = [samples] if self._recent is None else [self._recent, samples]
-                self._recent = last_samples(concatenate_samples(parts), self._wanted)
+                        self._extend(measurement, part)
+                latest = self._source.take(eligible, self._wanted, last=True)
+                progress.recent = [self._source.last([*progress.recent, latest], self._wanted)]
 
-    def _add(self, phase: str, task: tuple[int, float], samples: Samples | None, share: float) -> None:
+    def _add(self, phase: str, task: tuple[int, float], part: Any, share: float) -> None:
+        if phase != "periodic" and (phase, task[0]) in self._measured:
+            return
         measurement = Measurement(phase, self.num_timesteps, task, None, [], share)
-        if samples is not None:
-            self._extend(measurement, samples)
-        self._waiting.append(measurement)
+        if part is not None:
+            self._extend(measurement, part)
+        self._progress.waiting.append(measurement)
 
-    def _extend(self, measurement: Measurement, samples: Samples) -> None:
-        missing = self._wanted - measurement.n_samples
+    def _extend(self, measurement: Measurement, part: Any) -> None:
+        assert self._source is not None
+        missing = self._wanted - sum(map(self._source.size, measurement.parts))
         if missing > 0:
-            measurement.parts.append(last_samples(samples, missing))
+            measurement.parts.append(self._source.some(part, missing))
+            measurement.full = missing <= self._source.size(part)
 
     def _is_complete(self, measurement: Measurement) -> bool:
-        return measurement.n_samples >= self._wanted or (measurement.phase != "start" and measurement.n_samples > 1)
+        assert self._source is not None
+        gathered = sum(map(self._source.size, measurement.parts))
+        return gathered >= self._wanted or (measurement.phase != "start" and gathered > 1)
 
     @property
     def _wanted(self) -> int:
         """Transitions of a measurement: whole sequences for a recurrent policy."""
-        if is_recurrent(self.model.rollout_buffer):
-            return max(1, self.n_samples // SEQUENCE_LENGTH) * SEQUENCE_LENGTH
-        return self.n_samples
-
-    def _rows(self, eligible: np.ndarray) -> np.ndarray:
-        recurrent = is_recurrent(self.model.rollout_buffer)
-        return spread_rows(eligible, self._wanted, SEQUENCE_LENGTH if recurrent else None)
-
-    def _add_periodic(self) -> None:
-        buffer = self.model.rollout_buffer
-        rows = self._rows(np.ones((buffer.buffer_size, buffer.n_envs), dtype=bool))
-        self._add("periodic", self._step_tasks[-1][0], rollout_samples(buffer, rows), share=1.0)
+        assert self._source is not None
+        return self._source.rounded(self.n_samples)
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
     def _work_off(self) -> None:
         """Measure what is complete and affordable; keep the weights of what must wait."""
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._progress.waiting = self._progress.waiting, []
         for measurement in waiting:
             if self._is_complete(measurement) and self._is_affordable():
                 started = time.monotonic()
@@ -274,7 +296,7 @@ class CurvatureCallback(BaseCallback):
                 if measurement.state is None:
                     state = self.model.policy.state_dict()
                     measurement.state = {name: value.detach().clone() for name, value in state.items()}
-                self._waiting.append(measurement)
+                self._progress.waiting.append(measurement)
 
     def _is_affordable(self) -> bool:
         if self.time_budget is None:
@@ -283,17 +305,27 @@ class CurvatureCallback(BaseCallback):
         return spent <= self.time_budget * elapsed
 
     def _measure(self, measurement: Measurement) -> None:
-        samples = concatenate_samples(measurement.parts)
-        for network in self.networks:
-            problem = curvature_problem(self.model, samples, network, measurement.state)
+        assert self._source is not None
+        samples = self._source.read(measurement.parts)
+        self._check_finite(measurement, samples)
+        objectives = objectives_of(self.model)
+        root: nn.Module = self.model.policy
+        state = None
+        if measurement.state is not None:  # a resumed run's comes from a file
+            state = {name: value.to(self.model.device) for name, value in measurement.state.items()}
+        for network in self._names:
             for kind in self.kinds:
                 started = time.monotonic()
                 try:
-                    spectrum, n_samples = self._spectrum(problem, kind)
-                except FloatingPointError as error:
-                    raise FloatingPointError(
-                        f"CurvatureCallback at {measurement.step} timesteps, {kind} of {network}: {error}"
-                    ) from error
+                    with evaluation_mode(root):
+                        problem = curvature_problem(root, objectives[network], samples, state)
+                        spectrum, n_samples = self._spectrum(problem, kind)
+                except OVERFLOWS as error:
+                    warnings.warn(
+                        f"CurvatureCallback leaves out its measurement at {measurement.step} timesteps, "
+                        f"{kind} of {network}: {error}"
+                    )
+                    continue
                 info = dict(
                     step=measurement.step,
                     task_index=int(measurement.task[0]),
@@ -305,8 +337,22 @@ class CurvatureCallback(BaseCallback):
                     n_samples=n_samples,
                     share=measurement.share,
                     seconds=time.monotonic() - started,
+                    run_id=self._progress.run_id,
                 )
+                if kind == "ggn":
+                    info["rank_ceiling"] = min(1.0, n_samples * problem.output_hessian.shape[1] / spectrum.dim)
                 self._keep(dataclasses.replace(spectrum, info=info))
+
+    def _check_finite(self, measurement: Measurement, samples: Any) -> None:
+        """Training that is spoiled already is named where it began."""
+        state = self.model.policy.state_dict() if measurement.state is None else measurement.state
+        terms = [
+            (f"{getattr(p[0], 'name', p[0])} of the transitions", t) for p, t in pytree.tree_leaves_with_path(samples)
+        ]
+        terms += [(f"{name} of the policy", value) for name, value in state.items()]
+        for term, tensor in terms:
+            if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
+                raise FloatingPointError(f"CurvatureCallback at {measurement.step} timesteps, {term}: NaN or infinity")
 
     def _spectrum(self, problem: CurvatureProblem, kind: str) -> tuple[Spectrum, int]:
         """Return a spectrum and the number of transitions it is of: fewer where memory sets a bound."""
@@ -315,13 +361,13 @@ class CurvatureCallback(BaseCallback):
             spectrum = hessian_spectrum(
                 problem.loss_fn, problem.params, samples, steps=self.lanczos_steps, draws=self.draws
             )
-            return spectrum, len(samples.advantages)
+            return spectrum, len(hessian)
         compute = {"ggn": ggn_spectrum, "kfac": kfac_spectrum}[kind]
         try:
             return compute(problem.output_fn, problem.params, samples, hessian), len(hessian)
         except ProblemTooLargeError as error:
             fewer = last_samples(samples, error.max_samples)
-            count = len(fewer.advantages)
+            count = len(fewer.actions)
             if count < 2:
                 raise
             warnings.warn(f"CurvatureCallback: {kind} on {count} instead of {len(hessian)} transitions: {error}")
@@ -331,9 +377,15 @@ class CurvatureCallback(BaseCallback):
 
     def _keep(self, spectrum: Spectrum) -> None:
         info = spectrum.info
-        path = self._path(info)
-        spectrum.save(path)
-        measures = spectrum.measures(self.epsilon)
+        superseded = self._replaced.pop(_place(info), [])
+        path = self._path(info, superseded)
+        spectrum.save(path, overwrite=path in superseded)
+        for old in superseded:
+            if old != path:
+                old.unlink(missing_ok=True)
+        measures: dict[str, float] = dict(spectrum.measures(self.epsilon))
+        if "rank_ceiling" in info:
+            measures["rank_ceiling"] = info["rank_ceiling"]
         section = {"start": "curvature", "end": "curvature_end", "periodic": "curvature"}[info["phase"]]
         prefix = f"{section}/{info['network']}/{info['kind']}"
         writer = summary_writer(self.logger)
@@ -353,24 +405,34 @@ class CurvatureCallback(BaseCallback):
             shown = ", ".join(f"{name} {value:.3g}" for name, value in measures.items())
             print(f"Curvature at {info['step']} ({info['phase']}), {info['network']} {info['kind']}: {shown} -> {path}")
 
-    def _path(self, info: Mapping[str, Any]) -> Path:
-        """Return a file name that is not taken: a resumed run may measure at a step twice."""
-        folder = Path(self.save_dir) if self.save_dir is not None else Path(self.logger.get_dir() or ".") / "curvature"
+    @property
+    def _folder(self) -> Path:
+        return Path(self.save_dir) if self.save_dir is not None else Path(self.logger.get_dir() or ".") / "curvature"
+
+    def _path(self, info: Mapping[str, Any], superseded: Sequence[Path]) -> Path:
+        """Return a file name that is not taken, but by what this spectrum replaces."""
         stem = f"{info['step']:010d}_task{info['task_index']}_{info['phase']}_{info['network']}_{info['kind']}"
-        path, number = folder / f"{stem}.npz", 1
-        while path.exists():
+        path, number = self._folder / f"{stem}.npz", 1
+        while path.exists() and path not in superseded:
             number += 1
-            path = folder / f"{stem}_{number}.npz"
+            path = self._folder / f"{stem}_{number}.npz"
         return path
 
     def _layout(self) -> Layout:
         """Return TensorBoard's custom scalars: one chart for each network and kind, its epsilon-ranks together."""
         charts = {}
-        for network in self.networks:
+        for network in self._names:
             for kind in self.kinds:
-                names = "|".join(f"epsilon_rank_{eps:g}" for eps in self.epsilon)
-                charts[f"{network} {kind}: epsilon-rank"] = ["Multiline", [f"curvature/{network}/{kind}/({names})"]]
+                names = [f"epsilon_rank_{eps:g}" for eps in self.epsilon][: SERIES - 1]
+                shown = "|".join([*names, "rank_ceiling"])
+                charts[f"{network} {kind}: epsilon-rank"] = ["Multiline", [f"curvature/{network}/{kind}/({shown})$"]]
         return {"curvature": charts}
+
+
+def _place(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a spectrum is of: one that a resumed run takes again has the same."""
+    when = info["step"] if info["phase"] == "periodic" else None
+    return info["phase"], info["task_index"], info["network"], info["kind"], when
 
 
 def add_spectrum_histogram(writer: SummaryWriter, tag: str, spectrum: Spectrum, step: int) -> None:
@@ -397,8 +459,3 @@ def add_spectrum_histogram(writer: SummaryWriter, tag: str, spectrum: Spectrum, 
         bucket_counts=binned.tolist(),
         global_step=step,
     )
-
-
-def _check_choices(name: str, values: Sequence[str], accepted: tuple[str, ...]) -> None:
-    if isinstance(values, str) or not values or not set(values) <= set(accepted):
-        raise ValueError(f"{name}={values!r}: accepted are one or more of {', '.join(map(repr, accepted))}, in a tuple")

@@ -1,59 +1,43 @@
 """PlasticityCallback: what of a network's ability to learn is left, beside a fresh network's."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree
 
+from sb3_plasticity.agents import networks_of, objectives_of, source_of
 from sb3_plasticity.agents.fresh import fresh_policy
-from sb3_plasticity.callbacks.curvature import SEQUENCE_LENGTH
-from sb3_plasticity.callbacks.tensorboard import Layout, add_charts, summary_writer
-from sb3_plasticity.common.actor_critic import evaluate_samples
-from sb3_plasticity.common.networks import Units, record_units
-from sb3_plasticity.common.plasticity import (
-    DORMANT_TAU,
-    check_tau,
-    dead_units,
-    dormant_units,
-    euclidean_norm,
-    saturated_units,
-    stable_rank,
-)
-from sb3_plasticity.common.rank import effective_rank
-from sb3_plasticity.common.rollout import Samples, is_recurrent, rollout_samples, spread_rows
-from sb3_plasticity.curvature.agents import loss_of
+from sb3_plasticity.agents.samples import SampleSource
+from sb3_plasticity.callbacks.measuring import AgentMeasures, Measures
+from sb3_plasticity.callbacks.metrics import DEFAULT_METRICS, Metric, dormant, find_metrics
+from sb3_plasticity.callbacks.tensorboard import SERIES, Layout, add_charts, summary_writer
+from sb3_plasticity.common.checks import check_count, check_names, must_be
+from sb3_plasticity.common.functional import evaluation_mode
+from sb3_plasticity.common.plasticity import DORMANT_TAU, check_tau
 
-NETWORKS = ("policy", "value")
-# Layers whose outputs are no units but the networks' results.
-HEADS = ("action_net", "value_net")
 # Not one that people give to their runs, so that the control is not the very network that training began with.
 CONTROL_SEED = 20_230_213
-
-RANKS = ("effective_rank", "stable_rank")
-SHARES = ("dormant_units", "dead_units", "saturated_units")
-NORMS = ("weight_norm", "weight_change", "weight_change_from_start", "gradient_norm")
-
-# Of each network the names of its parameters, layer by layer.
-Layers = dict[str, dict[str, list[str]]]
-# Measures by key, as in "policy/mlp_extractor.policy_net.0/effective_rank" or "policy/effective_rank".
-Measures = dict[str, float]
+# Transitions from one measurement to the next, if the user does not say.
+EVERY_TRANSITIONS = 20_000
+# What an arithmetic that overflows ends in.
+OVERFLOWS = (FloatingPointError, ValueError, LinAlgError)
 
 
 class PlasticityCallback(BaseCallback):
     r"""
-    Record how much of their ability to learn an on-policy agent's networks have left, each measure beside a control.
+    Record how much of their ability to learn an agent's networks have left, each metric beside a fresh network's.
 
-    Measured on the rollout's own observations at its end, before the update, that is under the weights that collected
-    it: in the first rollout and every ``every``-th after it. For each layer of the policy and value network, where
-    :math:`a` are the layer's units after their nonlinearity, (n_samples, units), or for a convolution
-    (n_samples * height * width, channels):
+    Any algorithm whose objectives are registered (:func:`~sb3_plasticity.agents.objectives_of`): PPO_L2ER, PPO, A2C,
+    TRPO, RecurrentPPO, MaskablePPO, SAC, TD3, DDPG, TQC, CrossQ, DQN, QRDQN. Measured at the end of a rollout, before
+    the update, on the ``n_samples`` latest transitions (on-policy: spread evenly over the rollout, or gathered over the
+    last ones where they are short; off-policy: the latest of the replay buffer). For each layer, where :math:`a` are
+    its units after their nonlinearity, (n_samples, units), or for a convolution (n_samples * height * width, channels):
 
     * ``effective_rank``: :math:`\exp` of the entropy of the normalised eigenvalues of :math:`E[a a^\top]` (Roy and
       Vetterli 2007; of the covariance as in L2-ER): :func:`~sb3_plasticity.common.rank.effective_rank`. It grows with
@@ -64,303 +48,252 @@ class PlasticityCallback(BaseCallback):
       :func:`~sb3_plasticity.common.plasticity.dormant_units`
     * ``dead_units``: share of units that are 0 on every sample; in its place for tanh ``saturated_units``, the share
       with :math:`|a_i| > 0.99` on every sample; neither for recurrent layers
+    * ``activation_spread``: the standard deviation of a unit's activation over the samples, a mean over units
     * ``weight_norm``: Euclidean norm of the layer's parameters (weights and biases together; Dohare et al. 2024
       report that weights grow where plasticity is lost)
-    * ``weight_change``, ``weight_change_from_start``: Euclidean distance of the parameters to those of the previous
-      measurement, and to those at initialisation (of a resumed run: to those it resumed with)
-    * ``gradient_norm``: Euclidean norm of the gradient of the algorithm's own loss, all terms but L2-ER's, on all
-      ``n_samples`` at once and before clipping (vanishing gradients: Abbas et al. 2023). Of TRPO the surrogate plus the
-      value loss
+    * ``weight_change``, ``weight_change_from_start``, ``weight_change_from_task``: Euclidean distance of the parameters
+      to those of the previous measurement, to those at initialisation (of a resumed run: to those it resumed with) and
+      to those at the end of the first rollout of the present task
+    * ``weight_cosine``: mean :math:`|\cos|` of the angles between rows of the weight matrix, and
+      ``largest_singular_value`` of it, a network's the largest of its layers' (Chung et al. 2024)
+    * ``gradient_norm``: Euclidean norm of the gradient of the network's own loss, without the penalties of
+      mitigations, on all ``n_samples`` at once and before clipping (vanishing gradients: Abbas et al. 2023)
+    * ``inactive_gradients``: share of units whose incoming weights hardly receive gradients (GraMa, Liu et al. 2025):
+      :func:`~sb3_plasticity.common.plasticity.inactive_gradients`
+
+    and for each network
+
+    * ``entropy``, ``std``: of its action distribution, means over samples (of a squashed Gaussian: before squashing)
+    * ``churn``: mean absolute change of its outputs on the measurement's transitions by the update that follows (Tang
+      et al. 2025, *Mitigating plasticity loss in continual reinforcement learning by reducing churn*)
+    * ``effective_learning_rate``: :math:`\lVert \Delta\theta \rVert / \lVert \theta \rVert` of that update over its
+      number of optimizer steps (Lyle et al. 2024, *Normalization and effective learning rates in reinforcement
+      learning*)
+    * ``trainability``, if asked for: the error of a refit to random targets,
+      :func:`~sb3_plasticity.callbacks.metrics.refit_loss`
 
     A network's own value, without a layer in the key, is the mean of its layers' ranks, the share among all its units,
-    and the norm of all its parameters. Layers that both networks share count once, with the policy; frozen ones do not
-    count. Parameters outside any layer, such as ``log_std``, have norms under their own name. The networks' last
-    layers, ``action_net`` and ``value_net``, have norms only.
+    and the norm of all its parameters. Layers that several networks share count once, with the first of them; frozen
+    ones do not count. Parameters outside any layer, such as ``log_std``, have norms under their own name. A network's
+    last layers have no units.
 
-    With ``control`` the same measures are taken on the same data of a newly initialised network of the same class and
-    arguments (always the same one; a distance from the start it cannot have). A measure that looks alarming and is no
-    different in the control tells about the data or the architecture, not about lost plasticity.
+    With ``control`` the same metrics are taken on the same data of a newly initialised network of the same class and
+    arguments (always the same one). A measure that looks alarming and is no different in the control tells about the
+    data or the architecture, not about lost plasticity. What compares two moments a fresh network cannot have; beside
+    ``churn`` and ``effective_learning_rate`` stand those of the run's first update, which is a fresh network's.
 
-    Logged as ``plasticity/<network>[/<layer>]/<measure>`` and ``plasticity_control/...``: to TensorBoard at the step of
-    the measurement, with charts that show both under Custom Scalars, and to CSV and JSON logs. The latest measures are
-    also in the attribute ``measures``. Training is bit-identical with and without this callback.
+    Logged as ``plasticity/<network>[/<layer>]/<metric>`` and ``plasticity_control/...``: to TensorBoard at the step of
+    the measurement, with charts that show both under Custom Scalars, and to CSV and JSON logs. The latest are also in
+    the attributes ``measures`` and ``control_measures``. Training is bit-identical with and without this callback. A
+    measurement whose arithmetic overflows is left out with a warning.
 
-    For two [256, 256] networks a measurement takes about as long as 20 minibatches of 128, a tenth of an iteration of
-    PPO with 2,048 steps; hence every tenth rollout. With A2C, whose rollouts are short, choose a larger ``every``, such
-    as 1000.
-
-    :param every: number of rollouts from one measurement to the next; the first rollout is always measured
-    :param n_samples: transitions to measure on, spread evenly over the rollout, at least 2; all of a smaller rollout.
+    :param every: number of rollouts from one measurement to the next, the first rollout included; None for as many as
+        hold 20,000 transitions: 10 of PPO's default size
+    :param n_samples: transitions to measure on, at least 2; the first measurement waits until so many have come.
         Recurrent policies run over stretches of 16 steps
-    :param tau: threshold of the dormant units' score, >= 0; 0.025 and 0.1 are those of Sokar et al.
+    :param tau: threshold of the default ``dormant_units``, >= 0; 0.025 and 0.1 are those of Sokar et al.
     :param control: measure a newly initialised network too, which doubles the cost
+    :param metrics: what to measure: metrics, or names of those of :mod:`sb3_plasticity.callbacks.metrics`
+    :param networks: names of networks, such as ``("actor", "critic_0")``; None for all
     :param verbose: 1 prints the networks' measures, with the control's in brackets
     :raises ValueError: for arguments outside what is accepted
     """
 
-    model: OnPolicyAlgorithm
+    model: BaseAlgorithm
 
     def __init__(
         self,
-        every: int = 10,
+        every: int | None = None,
         n_samples: int = 512,
         tau: float = DORMANT_TAU,
         control: bool = True,
+        metrics: Sequence[Metric | str] = DEFAULT_METRICS,
+        networks: Sequence[str] | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        for name, value, least in (("every", every, 1), ("n_samples", n_samples, 2)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: accepted are whole numbers >= {least}")
+        if every is not None:
+            check_count("every", every, at_least=1)
+        check_count("n_samples", n_samples, at_least=2)
         check_tau(tau)
         if not isinstance(control, bool):
-            raise ValueError(f"control={control!r}: accepted are True and False")
+            raise must_be("control", "True or False", control)
+        if networks is not None and (isinstance(networks, str) or not networks):
+            raise must_be("networks", "None or one or more names, in a tuple", networks)
+        default = next(metric for metric in DEFAULT_METRICS if metric.name == "dormant_units")
+        self.metrics = tuple(dormant(tau) if metric is default else metric for metric in find_metrics(metrics))
+        self.networks = None if networks is None else tuple(networks)
         self.every = every
         self.n_samples = n_samples
         self.tau = tau
         self.control = control
         self.measures: Measures = {}
+        self.control_measures: Measures = {}
         self._rollouts = 0
-        self._seen: OnPolicyAlgorithm | None = None
-        self._layers: Layers | None = None
-        self._fresh: ActorCriticPolicy | None = None
-        self._start: dict[str, th.Tensor] = {}
-        self._previous: dict[str, th.Tensor] = {}
+        self._steps = 0
+        self._due = False
+        self._began_fresh = False
+        self._task: int | None = None
+        self._seen: BaseAlgorithm | None = None
+        self._source: SampleSource | None = None
+        self._own: AgentMeasures | None = None
+        self._fresh: AgentMeasures | None = None
+        self._first_update: Measures = {}
+        self._charted = 0
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, OnPolicyAlgorithm):
-            raise ValueError(
-                f"PlasticityCallback: {type(self.model).__name__} has no rollout buffer; accepted are on-policy "
-                "algorithms (PPO_L2ER, PPO, A2C, and sb3-contrib's TRPO, RecurrentPPO and MaskablePPO)"
-            )
-        loss_of(self.model)
+        known = networks_of(self.model)
+        objectives_of(self.model)
+        if self.networks is not None:
+            check_names("networks", self.networks, known)
 
     def _on_training_start(self) -> None:
+        self._source = source_of(self.model)
+        if self.n_samples > self._source.capacity:
+            raise must_be("n_samples", f"at most the {self._source.capacity:.0f} of the replay buffer", self.n_samples)
         if self.num_timesteps == 0 or self.model is not self._seen:
             self._seen = self.model
-            self._rollouts = 0
-            self._layers = None
-            self._start = self._previous = _copy_parameters(self.model.policy)
-            self._fresh = fresh_policy(self.model, CONTROL_SEED) if self.control else None
-        if (writer := summary_writer(self.logger)) is not None:
-            add_charts(writer, self._charts())
+            self._rollouts, self._due, self._task = 0, False, None
+            self._began_fresh = self.num_timesteps == 0
+            self._first_update = {}
+            root: nn.Module = self.model.policy
+            self._own = AgentMeasures(self.model, root, self.metrics, self.networks)
+            self._own.remember("start", "previous")
+            self._fresh = None
+            if self.control:
+                self._fresh = AgentMeasures(
+                    self.model, fresh_policy(self.model, CONTROL_SEED).eval(), self.metrics, self.networks
+                )
+        self._charted = 0
+
+    def _on_rollout_start(self) -> None:
+        self._steps = 0
+        self._finish_update()
 
     def _on_step(self) -> bool:
+        self._steps += 1
+        for info in self.locals["infos"]:
+            index = info.get("task_index")
+            if index is not None and (self._task is None or index > self._task):
+                self._new_task(index)
         return True
 
     def _on_rollout_end(self) -> None:
-        if self._rollouts % self.every == 0:
-            self._measure()
+        assert self._source is not None
+        size = self._steps * self.training_env.num_envs
+        every = -(-EVERY_TRANSITIONS // max(size, 1)) if self.every is None else self.every
+        self._due |= self._rollouts % every == 0
+        to_come = 0 if self._due else (every - self._rollouts % every) * size
         self._rollouts += 1
+        self._source.rollout_ended(self._source.rounded(self.n_samples) if to_come <= self.n_samples else 0)
+        if self._due:
+            part = self._source.latest(self._source.rounded(self.n_samples))
+            if part is not None and self._source.size(part) >= self._source.rounded(self.n_samples):
+                self._due = False
+                self._measure(self._source.read([part]))
+
+    def _on_training_end(self) -> None:
+        self._finish_update()
+        if self._due and not self.measures:
+            warnings.warn(
+                f"PlasticityCallback has measured nothing: fewer than n_samples={self.n_samples} transitions were there"
+            )
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
-    def _measure(self) -> None:
-        samples = self._samples()
+    def _new_task(self, index: int) -> None:
+        """Within a rollout the weights are those that the last update left."""
+        assert self._own is not None
+        self._task = index
+        self._own.remember("task")
+
+    def _measure(self, samples: Any) -> None:
+        assert self._own is not None
         self._check_finite(samples)
-        if self._layers is None:
-            self._layers = find_layers(self.model.policy, samples)
-        self.measures = self._measures_of(self.model.policy, samples, "own")
-        self.measures |= self._changes()
-        self._log("plasticity", self.measures)
-        control: Measures = {}
-        if self._fresh is not None:
-            control = self._measures_of(self._fresh, samples, "control")
-            self._log("plasticity_control", control)
+        root: nn.Module = self.model.policy
+        try:
+            with evaluation_mode(root):
+                measures = self._own.measure(samples)
+            control = {} if self._fresh is None else self._fresh.measure(samples)
+        except OVERFLOWS as error:
+            self._own.pending = None
+            warnings.warn(f"PlasticityCallback leaves out its measurement at {self.num_timesteps} timesteps: {error}")
+            return
+        self._own.remember("previous")
+        self.measures, self.control_measures = measures, control
+        self._log("plasticity", self.measures, self.num_timesteps)
+        self._log("plasticity_control", self.control_measures, self.num_timesteps)
         if self.verbose >= 1:
-            self._print(control)
+            self._print()
 
-    def _samples(self) -> Samples:
-        buffer = self.model.rollout_buffer
-        eligible = np.ones((buffer.buffer_size, buffer.n_envs), dtype=bool)
-        if is_recurrent(buffer):
-            length = min(SEQUENCE_LENGTH, buffer.buffer_size)
-            return rollout_samples(buffer, spread_rows(eligible, max(length, self.n_samples), length))
-        return rollout_samples(buffer, spread_rows(eligible, self.n_samples))
+    def _finish_update(self) -> None:
+        """Measure what the update after the latest measurement has changed."""
+        if self._own is None or (pending := self._own.pending) is None:
+            return
+        root: nn.Module = self.model.policy
+        with evaluation_mode(root):
+            changes = self._own.changes()
+        if changes is None:
+            return  # there was no update yet, as before an off-policy algorithm's learning_starts
+        if not self._first_update and self._began_fresh:
+            self._first_update = changes
+        self.measures = self.measures | changes
+        self._log("plasticity", changes, pending.step)
+        if self.control:
+            self.control_measures = self.control_measures | self._first_update
+            self._log("plasticity_control", self._first_update, pending.step)
 
-    def _measures_of(self, policy: ActorCriticPolicy, samples: Samples, whose: str) -> Measures:
-        """Take the measures of a policy that need no other weights than its own."""
-        assert self._layers is not None
-        parameters = dict(policy.named_parameters())
-        names = [name for layers in self._layers.values() for layer in layers.values() for name in layer]
-        with _evaluation_mode(policy), th.enable_grad():
-            with record_units(policy) as units:
-                values, log_prob, entropy = evaluate_samples(policy, samples)
-            if policy is not self.model.policy:
-                # An update of these weights would begin at a probability ratio of 1.
-                samples = samples._replace(old_values=values.detach().flatten(), old_log_prob=log_prob.detach())
-            loss = loss_of(self.model)(values, log_prob, entropy, samples)
-            gradients = th.autograd.grad(loss, [parameters[name] for name in names], allow_unused=True)
-        gradient_of = dict(zip(names, gradients, strict=True))
-        measures: Measures = {}
-        for network, layers in self._layers.items():
-            measures |= self._unit_measures(network, policy, units, whose)
-            for layer, members in layers.items():
-                held = [gradient for name in members if (gradient := gradient_of[name]) is not None]
-                measures[f"{network}/{layer}/weight_norm"] = float(euclidean_norm(parameters[name] for name in members))
-                measures[f"{network}/{layer}/gradient_norm"] = float(euclidean_norm(held))
-            measures |= self._totals(network, measures, ("weight_norm", "gradient_norm"))
-        for key, value in measures.items():
-            if not np.isfinite(value):
-                raise self._error(f"{key} ({whose})", f"{value}")
-        return measures
-
-    def _unit_measures(self, network: str, policy: nn.Module, units: Mapping[str, Units], whose: str) -> Measures:
-        """Take the measures of a network's hidden units, layer by layer and of all of them."""
-        assert self._layers is not None
-        measures: Measures = {}
-        masks: dict[str, list[th.Tensor]] = defaultdict(list)
-        ranks: dict[str, list[float]] = defaultdict(list)
-        for layer in self._layers[network]:
-            if layer not in units or layer.split(".")[0] in HEADS:
-                continue
-            try:
-                for name, rank in features_ranks(units[layer]).items():
-                    measures[f"{network}/{layer}/{name}"] = rank
-                    ranks[name].append(rank)
-                for name, mask in unit_masks(units[layer], policy.get_submodule(layer), self.tau).items():
-                    measures[f"{network}/{layer}/{name}"] = float(mask.double().mean())
-                    masks[name].append(mask)
-            except ValueError as error:
-                raise self._error(f"the units of {layer} ({whose})", error) from error
-        measures |= {f"{network}/{name}": float(np.mean(values)) for name, values in ranks.items()}
-        measures |= {f"{network}/{name}": float(th.cat(values).double().mean()) for name, values in masks.items()}
-        return measures
-
-    def _changes(self) -> Measures:
-        """Measure how far the parameters have come since the previous measurement and since the start."""
-        assert self._layers is not None
-        parameters = dict(self.model.policy.named_parameters())
-        measures: Measures = {}
-        changes = (("weight_change", self._previous), ("weight_change_from_start", self._start))
-        for network, layers in self._layers.items():
-            for layer, members in layers.items():
-                for measure, before in changes:
-                    distance = euclidean_norm(parameters[name] - before[name] for name in members)
-                    measures[f"{network}/{layer}/{measure}"] = float(distance)
-            measures |= self._totals(network, measures, [measure for measure, _ in changes])
-        self._previous = _copy_parameters(self.model.policy)
-        return measures
-
-    def _check_finite(self, samples: Samples) -> None:
+    def _check_finite(self, samples: Any) -> None:
         """Name what is not finite before distributions and losses hide where it came from."""
         for path, tensor in pytree.tree_leaves_with_path(samples):
             if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
-                raise self._error(f"{getattr(path[0], 'name', path[0])} of the rollout", "NaN or infinity")
+                raise self._error(f"{getattr(path[0], 'name', path[0])} of the transitions")
         for name, parameter in self.model.policy.named_parameters():
             if not bool(th.isfinite(parameter).all()):
-                raise self._error(f"{name} of the policy", "NaN or infinity")
+                raise self._error(f"{name} of the policy")
 
-    def _totals(self, network: str, measures: Measures, norms: Iterable[str]) -> Measures:
-        assert self._layers is not None
-        return {
-            f"{network}/{norm}": float(
-                np.linalg.norm([measures[f"{network}/{layer}/{norm}"] for layer in self._layers[network]])
-            )
-            for norm in norms
-        }
-
-    def _error(self, term: str, reason: object) -> FloatingPointError:
-        return FloatingPointError(f"PlasticityCallback at {self.num_timesteps} timesteps, {term}: {reason}")
+    def _error(self, term: str) -> FloatingPointError:
+        return FloatingPointError(f"PlasticityCallback at {self.num_timesteps} timesteps, {term}: NaN or infinity")
 
     # -- keeping -------------------------------------------------------------------------------------------------------
 
-    def _log(self, section: str, measures: Mapping[str, float]) -> None:
+    def _log(self, section: str, measures: Mapping[str, float], step: int) -> None:
         writer = summary_writer(self.logger)
         for key, value in measures.items():
             # For the CSV and JSON logs; the terminal's table truncates names this long.
             self.logger.record(f"{section}/{key}", value, exclude=("stdout", "log", "tensorboard"))
             if writer is not None:
-                writer.add_scalar(f"{section}/{key}", value, self.num_timesteps)
+                writer.add_scalar(f"{section}/{key}", value, step)
+        if writer is not None and len(self.measures) > self._charted:
+            self._charted = len(self.measures)
+            add_charts(writer, self._charts())
 
-    def _print(self, control: Mapping[str, float]) -> None:
-        for network in NETWORKS:
+    def _print(self) -> None:
+        assert self._own is not None
+        for network in self._own.layers:
             shown = []
-            for name in (*RANKS, *SHARES, *NORMS):
-                key = f"{network}/{name}"
+            for metric in self.metrics:
+                key = f"{network}/{metric.name}"
                 if key in self.measures:
-                    beside = f" [{control[key]:.3g}]" if key in control else ""
-                    shown.append(f"{name} {self.measures[key]:.3g}{beside}")
+                    beside = f" [{self.control_measures[key]:.3g}]" if key in self.control_measures else ""
+                    shown.append(f"{metric.name} {self.measures[key]:.3g}{beside}")
             if shown:
                 print(f"Plasticity at {self.num_timesteps}, {network}: {', '.join(shown)}")
 
     def _charts(self) -> Layout:
         """Return TensorBoard's custom scalars: each network's measures beside the control's, and layer by layer."""
-        beside, by_layer = {}, {}
-        for network in NETWORKS:
-            # A network has dead units or saturated ones, as its activation will have it.
-            for name in (*RANKS, "dormant_units", "(dead|saturated)_units", *NORMS):
-                title = f"{network}: {name.replace('_', ' ').replace('(dead|saturated)', 'dead or saturated')}"
-                beside[title] = ["Multiline", [f"plasticity(_control)?/{network}/{name}$"]]
-                by_layer[title] = ["Multiline", [f"plasticity/{network}/.+/{name}$"]]
-        return {"plasticity": beside, "plasticity by layer": by_layer}
-
-
-def features_ranks(units: Units) -> dict[str, float]:
-    """
-    Ranks of a layer's features.
-
-    :param units: of the layer
-    :return: measure -> value
-    :raises ValueError: for a NaN or infinity
-    """
-    features = units.features.detach()
-    return dict(effective_rank=float(effective_rank(features)), stable_rank=float(stable_rank(features)))
-
-
-def unit_masks(units: Units, layer: nn.Module, tau: float) -> dict[str, th.Tensor]:
-    """
-    Which of a layer's units no longer do anything, by each of the definitions that make sense for it.
-
-    :param units: of the layer
-    :param layer: that produced them
-    :param tau: threshold of dormancy
-    :return: measure -> (units,) bool
-    :raises ValueError: for a NaN or infinity
-    """
-    masks = {"dormant_units": dormant_units(units.features, tau)}
-    if units.activation.startswith("tanh"):
-        masks["saturated_units"] = saturated_units(units.features)
-    elif not isinstance(layer, nn.RNNBase):
-        masks["dead_units"] = dead_units(units.features)
-    return masks
-
-
-def find_layers(policy: ActorCriticPolicy, samples: Samples) -> Layers:
-    """
-    Find whose a policy's parameters are, by what depends on them.
-
-    :param policy: an actor-critic policy of SB3 or sb3-contrib
-    :param samples: transitions of its buffer
-    :return: network -> layer -> names of the layer's own parameters; a parameter that log probabilities depend on is
-        the policy's, another that values depend on the value network's, any other nobody's. Parameters that belong to
-        no layer (``log_std``) are a layer of their own name
-    """
-    parameters = {name: value for name, value in policy.named_parameters() if value.requires_grad}
-    with _evaluation_mode(policy), th.enable_grad():
-        values, log_prob, _ = evaluate_samples(policy, samples)
-        used = {
-            network: th.autograd.grad(result.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
-            for network, result in zip(NETWORKS, (log_prob, values), strict=True)
-        }
-    found: Layers = {network: {} for network in NETWORKS}
-    for place, name in enumerate(parameters):
-        for network in NETWORKS:
-            if used[network][place] is not None:
-                found[network].setdefault(name.rpartition(".")[0] or name, []).append(name)
-                break
-    return found
-
-
-@contextmanager
-def _evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
-    training = policy.training
-    policy.set_training_mode(False)
-    try:
-        yield
-    finally:
-        policy.set_training_mode(training)
-
-
-def _copy_parameters(policy: nn.Module) -> dict[str, th.Tensor]:
-    return {name: value.detach().clone() for name, value in policy.named_parameters()}
+        beside: dict[str, list[Any]] = {}
+        by_layer: dict[str, list[str]] = {}
+        for key in self.measures:
+            network, *layer, name = key.split("/")
+            title = f"{network}: {name.replace('_', ' ')}"
+            if layer:
+                by_layer.setdefault(title, []).append(f"plasticity/{key}$")
+            else:
+                beside[title] = ["Multiline", [f"plasticity(_control)?/{key}$"]]
+        layers = {}
+        for title, tags in by_layer.items():
+            for start in range(0, len(tags), SERIES):
+                part = f" ({start // SERIES + 1})" if len(tags) > SERIES else ""
+                layers[f"{title}{part}"] = ["Multiline", tags[start : start + SERIES]]
+        return {"plasticity": beside, "plasticity by layer": layers}

@@ -7,6 +7,9 @@ from weakref import WeakKeyDictionary
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
+# A chart with more lines than that cannot be read.
+SERIES = 6
+
 Layout = dict[str, dict[str, list[Any]]]
 
 _LAYOUTS: WeakKeyDictionary[SummaryWriter, Layout] = WeakKeyDictionary()

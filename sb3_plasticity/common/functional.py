@@ -1,6 +1,7 @@
-"""Calling a module with other parameters than its own."""
+"""Calling a module with other parameters than its own, or in another mode, and leaving it as it was."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
@@ -29,3 +30,19 @@ def functional_call(module: nn.Module, tensors: Mapping[str, th.Tensor], args: t
                 if tensor is not None and (first := first_names[id(tensor)]) in tensors:
                     replacements[f"{prefix}.{name}" if prefix else name] = tensors[first]
     return th.func.functional_call(module, replacements, args, tie_weights=False)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """
+    Put a module and all in it into evaluation mode, and each back as it was.
+
+    :param module: such as a policy
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

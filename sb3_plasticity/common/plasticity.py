@@ -7,6 +7,8 @@ import torch as th
 
 # The threshold of Sokar et al. (2023) in their default setting.
 DORMANT_TAU = 0.025
+# The default threshold of Liu et al. (2025).
+GRAMA_TAU = 0.01
 # Above this, tanh's derivative 1 - h^2 is below 0.02.
 SATURATION = 0.99
 
@@ -92,6 +94,63 @@ def saturated_units(features: th.Tensor, threshold: float = SATURATION) -> th.Te
         raise ValueError(f"threshold={threshold!r}: accepted are numbers in (0, 1)")
     _check_features(features)
     return (features.detach().abs() > threshold).all(0)
+
+
+def inactive_gradients(weight_gradients: th.Tensor, tau: float = GRAMA_TAU) -> th.Tensor:
+    r"""
+    Which units of a layer hardly receive gradients: GraMa's counterpart of dormancy.
+
+    Unit i with incoming weights :math:`W_i` is inactive if its gradients' mean magnitude, relative to the layer's, is
+    at most tau:
+
+    .. math:: s_i = \frac{\mathrm{mean}_j |\partial L / \partial W_{ij}|}
+        {\frac{1}{d} \sum_k \mathrm{mean}_j |\partial L / \partial W_{kj}|} \le \tau
+
+    (Liu et al. 2025, *Measure gradients, not activations!*, arXiv 2505.24061; in the form that resets by it, ReGraMa,
+    use. 0.01 is their default.) It needs no particular activation. Without any gradient all units are inactive.
+
+    :param weight_gradients: (d, inputs), a row per unit
+    :param tau: threshold on the score, >= 0
+    :return: (d,) bool
+    :raises ValueError: for a negative or non-finite ``tau``, another shape or dtype, or a NaN or infinity
+    """
+    check_tau(tau)
+    _check_features(weight_gradients)
+    magnitude = weight_gradients.detach().to(th.float64).abs().mean(1)
+    return magnitude <= tau * magnitude.mean()
+
+
+def row_cosine(weight: th.Tensor) -> th.Tensor:
+    r"""
+    How parallel the rows of a weight matrix are: the mean of :math:`|\cos(W_i, W_j)|` over pairs of different rows.
+
+    0 for orthogonal rows, 1 for parallel ones, which compute the same (Chung et al. 2024, *Parseval regularization for
+    continual reinforcement learning*, who report the rows' cosine similarity). Rows of zeros are orthogonal to all.
+
+    :param weight: (d_out, d_in)
+    :return: scalar, float64; 0 for a single row
+    :raises ValueError: for another shape or dtype, or a NaN or infinity
+    """
+    _check_features(weight)
+    rows = th.nn.functional.normalize(weight.detach().to(th.float64), dim=1, eps=1e-300)
+    count = len(rows)
+    if count < 2:
+        return rows.new_zeros(())
+    return ((rows @ rows.mT).abs().sum() - rows.square().sum()) / (count * (count - 1))
+
+
+def largest_singular_value(weight: th.Tensor) -> th.Tensor:
+    """
+    Spectral norm of a weight matrix, by how much it can stretch its input.
+
+    :param weight: (d_out, d_in)
+    :return: scalar, float64
+    :raises ValueError: for another shape or dtype, or a NaN or infinity
+    """
+    _check_features(weight)
+    matrix = weight.detach().to(th.float64)
+    gram = matrix @ matrix.mT if len(matrix) < matrix.shape[1] else matrix.mT @ matrix
+    return th.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt()
 
 
 def euclidean_norm(tensors: Iterable[th.Tensor]) -> th.Tensor:

@@ -101,11 +101,11 @@ def rollout_samples(buffer: RolloutBuffer, rows: np.ndarray | None = None) -> Sa
     return RolloutBufferSamples(**fields)
 
 
-def concatenate_samples(parts: Sequence[Samples]) -> Samples:
+def concatenate_samples(parts: Sequence[Any]) -> Any:
     """
-    Join transitions of one buffer kind.
+    Join transitions of one buffer kind, a rollout's or a replay buffer's.
 
-    :param parts: at least one; recurrent ones with sequences of equal length
+    :param parts: NamedTuples of tensors, at least one; recurrent ones with sequences of equal length
     :return: one batch
     """
 
@@ -115,15 +115,15 @@ def concatenate_samples(parts: Sequence[Samples]) -> Samples:
     return pytree.tree_map_with_path(join, parts[0], *parts[1:])
 
 
-def last_samples(samples: Samples, count: int) -> Samples:
+def last_samples(samples: Any, count: int) -> Any:
     """
-    Keep the last transitions of a batch.
+    Keep the last transitions of a batch, a rollout's or a replay buffer's.
 
-    :param samples: a batch
+    :param samples: a NamedTuple of tensors
     :param count: how many at most, >= 1; of recurrent batches whole sequences
     :return: the batch, or its end
     """
-    available = len(samples.advantages)
+    available = len(samples.actions)
     if available <= count:
         return samples
     n_sequences = count

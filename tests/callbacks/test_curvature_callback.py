@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import torch as th
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_plasticity import PPO_L2ER, CurvatureCallback, Spectrum, ggn_spectrum, load_spectra
-from sb3_plasticity.callbacks.curvature import Measurement
-from sb3_plasticity.curvature.agents import curvature_problem
+from sb3_plasticity.agents import objectives_of
+from sb3_plasticity.agents.problems import curvature_problem
+from sb3_plasticity.callbacks.progress import Measurement
 
 SMALL = dict(n_steps=64, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
 
@@ -161,7 +162,7 @@ def test_too_few_transitions_wait_for_more_with_their_weights(tmp_path):
     row = table[(table.task_index == 1) & (table.phase == "start") & (table.network == "policy")].iloc[0]
     assert row.step == 64 and row.n_samples == 16
     samples = type(measurement.parts[0])(*(th.cat(fields) for fields in zip(*measurement.parts, strict=True)))
-    problem = curvature_problem(model, samples, "policy", kept["state"])
+    problem = curvature_problem(model.policy, objectives_of(model)["policy"], samples, kept["state"])
     expected = ggn_spectrum(problem.output_fn, problem.params, samples, problem.output_hessian)
     assert row.spectrum.trace == pytest.approx(float(expected.trace), rel=1e-5)
 
@@ -303,18 +304,17 @@ class TestTimeBudget:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(every="rollout"), "every='rollout': accepted are 'task', a number of rollouts"),
-        (dict(every=0), "every=0"),
-        (dict(every=("task", 0)), r"every=\('task', 0\)"),
-        (dict(every=()), r"every=\(\)"),
-        (dict(networks=("actor",)), r"networks=\('actor',\): accepted are one or more of 'policy', 'value', 'joint'"),
-        (dict(networks="policy"), "networks='policy'"),
-        (dict(kinds=()), r"kinds=\(\): accepted are one or more of 'ggn', 'hessian', 'kfac'"),
+        (dict(every="rollout"), "`every` must be 'task', a number of rollouts >= 1, or a tuple of both, got 'rollout'"),
+        (dict(every=0), "`every` must be .*, got 0"),
+        (dict(every=("task", 0)), r"`every` must be .*, got \('task', 0\)"),
+        (dict(every=()), r"`every` must be .*, got \(\)"),
+        (dict(networks="policy"), "`networks` must be None or one or more names, in a tuple, got 'policy'"),
+        (dict(kinds=()), r"`kinds` must be one or more of 'ggn', 'hessian', 'kfac', in a tuple, got \(\)"),
         (dict(epsilon=(0.0,)), "eps=0.0: accepted are finite numbers > 0"),
-        (dict(n_samples=1), "n_samples=1: accepted are whole numbers >= 2"),
-        (dict(lanczos_steps=0), "lanczos_steps=0"),
-        (dict(draws=0), "draws=0"),
-        (dict(time_budget=0), r"time_budget=0: accepted are None and shares"),
+        (dict(n_samples=1), "`n_samples` must be a whole number >= 2, got 1"),
+        (dict(lanczos_steps=0), "`lanczos_steps` must be a whole number >= 1, got 0"),
+        (dict(draws=0), "`draws` must be a whole number >= 1, got 0"),
+        (dict(time_budget=0), r"`time_budget` must be a finite number > 0 and <= 1, got 0"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -322,17 +322,9 @@ def test_bad_arguments(arguments, message):
         CurvatureCallback(**arguments)
 
 
-def test_an_algorithm_without_a_rollout_buffer():
-    model = DQN("MlpPolicy", "CartPole-v1", buffer_size=10)
-    with pytest.raises(
-        ValueError, match="CurvatureCallback: DQN has no rollout buffer; accepted are on-policy algorithms"
-    ):
-        model.learn(1, callback=CurvatureCallback())
-
-
-def test_more_samples_than_a_rollout_has():
-    with pytest.raises(ValueError, match=r"n_samples=128: accepted are at most n_steps \* n_envs = 64"):
-        learn(CurvatureCallback(every=1), 64)
+def test_a_network_that_the_algorithm_does_not_have():
+    with pytest.raises(ValueError, match="`networks` must be one of 'policy', 'value', 'joint', got 'actor'"):
+        learn(CurvatureCallback(networks=("actor",)), 64)
 
 
 def test_nan_names_the_step_and_the_term(tmp_path):
@@ -342,7 +334,7 @@ def test_nan_names_the_step_and_the_term(tmp_path):
             super()._on_rollout_end()
 
     with pytest.raises(
-        FloatingPointError, match="CurvatureCallback at 64 timesteps, hessian of value: NaN or infinity in"
+        FloatingPointError, match="CurvatureCallback at 64 timesteps, returns of the transitions: NaN or infinity"
     ):
         learn(Poison(save_dir=tmp_path, n_samples=16, networks=("value",), kinds=("hessian",)), 64)
 

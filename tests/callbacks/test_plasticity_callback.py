@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
@@ -62,7 +62,7 @@ class Spy(PlasticityCallback):
     """Keep the weights, observations and measures of every measurement."""
 
     def __init__(self, **arguments):
-        super().__init__(**(dict(every=1) | arguments))
+        super().__init__(**(dict(every=1, n_samples=64) | arguments))
         self.seen = []
 
     def _on_rollout_end(self):
@@ -88,7 +88,7 @@ CASES = dict(
 @pytest.mark.parametrize("case", CASES)
 def test_training_is_bit_identical_with_and_without(case):
     algorithm, env, policy, arguments = CASES[case]
-    callback = PlasticityCallback(every=1)
+    callback = PlasticityCallback(every=1, n_samples=64)
     results = []
     for used in (None, callback):
         model = learn(used, 130 if algorithm is A2C else 192, algorithm, env(), policy, **arguments)
@@ -111,7 +111,7 @@ def test_no_gradient_is_left_behind():
             super()._on_rollout_end()
             assert all(parameter.grad is None for parameter in self.model.policy.parameters())
 
-    learn(Check(), 64)
+    learn(Check(n_samples=64), 64)
 
 
 class TestMeasures:
@@ -196,7 +196,7 @@ class TestMeasures:
                     self.model.policy.mlp_extractor.policy_net[0].bias[:2] = -1e3
                 super()._on_rollout_end()
 
-        callback = Kill()
+        callback = Kill(n_samples=64)
         model = PPO(
             "MlpPolicy", "Pendulum-v1", **(SMALL | dict(policy_kwargs=dict(net_arch=[8], activation_fn=nn.ReLU)))
         )
@@ -239,7 +239,7 @@ class TestControl:
 
         model = PPO("MlpPolicy", Still(), **SMALL)
         records = record_all(model)
-        model.learn(64, callback=PlasticityCallback())
+        model.learn(64, callback=PlasticityCallback(n_samples=64))
         for section in ("plasticity", "plasticity_control"):
             for network in ("policy", "value"):
                 assert records[f"{section}/{network}/effective_rank"] == pytest.approx(1, abs=1e-6)
@@ -248,7 +248,7 @@ class TestControl:
     def test_the_same_measures_but_for_changes(self):
         model = PPO("MlpPolicy", "Pendulum-v1", **SMALL)
         records = record_all(model)
-        model.learn(64, callback=PlasticityCallback())
+        model.learn(64, callback=PlasticityCallback(n_samples=64))
         own = {key.removeprefix("plasticity/") for key in records if key.startswith("plasticity/")}
         control = {key.removeprefix("plasticity_control/") for key in records if key.startswith("plasticity_control/")}
         assert own - control == {key for key in own if "weight_change" in key} and control < own
@@ -257,7 +257,7 @@ class TestControl:
     def test_off(self):
         model = PPO("MlpPolicy", "Pendulum-v1", **SMALL)
         records = record_all(model)
-        model.learn(64, callback=PlasticityCallback(control=False))
+        model.learn(64, callback=PlasticityCallback(control=False, n_samples=64))
         assert not any(key.startswith("plasticity_control") for key in records)
 
     @pytest.mark.parametrize(
@@ -334,12 +334,14 @@ class TestWhen:
         steps = []
         original = PlasticityCallback._measure
         monkeypatch.setattr(
-            PlasticityCallback, "_measure", lambda self: (steps.append(self.num_timesteps), original(self))
+            PlasticityCallback,
+            "_measure",
+            lambda self, samples: (steps.append(self.num_timesteps), original(self, samples)),
         )
         return learn(callback, total, **arguments), steps
 
     def test_the_first_rollout_and_every_so_many(self, monkeypatch):
-        assert self.steps(monkeypatch, PlasticityCallback(every=3), 7 * 64)[1] == [64, 256, 448]
+        assert self.steps(monkeypatch, PlasticityCallback(every=3, n_samples=64), 7 * 64)[1] == [64, 256, 448]
 
     def test_a_continued_run_goes_on(self, monkeypatch):
         callback = Spy(every=2)
@@ -380,7 +382,7 @@ class TestLogs:
         model = PPO("MlpPolicy", "Pendulum-v1", tensorboard_log=str(tmp_path), **SMALL)
         callbacks = [
             CurvatureCallback(n_samples=16, kinds=("ggn",), save_dir=tmp_path),
-            PlasticityCallback(),
+            PlasticityCallback(n_samples=64),
         ]
         model.learn(64, callback=callbacks[::-1] if reverse else callbacks)
         events = EventAccumulator(str(tmp_path / "PPO_1"))
@@ -394,8 +396,10 @@ class TestLogs:
         shown = {}
         for category in ("plasticity", "plasticity by layer"):
             for chart in charts[category]:
-                (pattern,) = chart.multiline.tag
-                shown[category, chart.title] = [tag for tag in tags if re.match(pattern, tag)]
+                assert 1 <= len(chart.multiline.tag) <= 6
+                shown[category, chart.title] = [
+                    tag for pattern in chart.multiline.tag for tag in tags if re.match(pattern, tag)
+                ]
         assert all(shown.values())  # no chart is empty
         name = "policy: effective rank"
         assert shown["plasticity", name] == [
@@ -407,14 +411,14 @@ class TestLogs:
     def test_csv_and_a_terminal_too_narrow_for_the_names(self, tmp_path):
         model = PPO("MlpPolicy", "Pendulum-v1", **SMALL)
         model.set_logger(configure(str(tmp_path), ["csv", "json", "stdout"]))
-        model.learn(128, callback=PlasticityCallback(every=1))
+        model.learn(128, callback=PlasticityCallback(every=1, n_samples=64))
         header, first, *_ = (tmp_path / "progress.csv").read_text().splitlines()
         row = dict(zip(header.split(","), first.split(","), strict=True))
         assert float(row[f"plasticity_control/policy/{PI}.0/weight_norm"]) > 0
         assert f"plasticity/value/{VF}.0/weight_change_from_start" in (tmp_path / "progress.json").read_text()
 
     def test_verbose_prints_both(self, capsys):
-        learn(PlasticityCallback(verbose=1), 64)
+        learn(PlasticityCallback(verbose=1, n_samples=64), 64)
         line = next(
             line for line in capsys.readouterr().out.splitlines() if line.startswith("Plasticity at 64, value:")
         )
@@ -425,30 +429,25 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            (dict(every=0), "every=0: accepted are whole numbers >= 1"),
-            (dict(every="task"), "every='task': accepted are whole numbers >= 1"),
-            (dict(every=True), "every=True"),
-            (dict(n_samples=1), "n_samples=1: accepted are whole numbers >= 2"),
-            (dict(n_samples=64.0), "n_samples=64.0"),
+            (dict(every=0), "`every` must be a whole number >= 1, got 0"),
+            (dict(every="task"), "`every` must be a whole number >= 1, got 'task'"),
+            (dict(every=True), "`every` must be a whole number >= 1, got True"),
+            (dict(n_samples=1), "`n_samples` must be a whole number >= 2, got 1"),
+            (dict(n_samples=64.0), "`n_samples` must be a whole number >= 2, got 64.0"),
             (dict(tau=-0.1), "tau=-0.1: accepted are finite numbers >= 0"),
             (dict(tau=float("nan")), "tau=nan"),
-            (dict(control="yes"), "control='yes': accepted are True and False"),
+            (dict(control="yes"), "`control` must be True or False, got 'yes'"),
         ],
     )
     def test_arguments(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             PlasticityCallback(**arguments)
 
-    def test_an_algorithm_without_a_rollout_buffer(self):
-        model = DQN("MlpPolicy", "CartPole-v1", buffer_size=10)
-        with pytest.raises(ValueError, match="PlasticityCallback: DQN has no rollout buffer; accepted are on-policy"):
-            model.learn(1, callback=PlasticityCallback())
-
     @pytest.mark.parametrize(
         "field, term",
         [
-            ("observations", "observations of the rollout: NaN or infinity"),
-            ("advantages", "advantages of the rollout: NaN or infinity"),
+            ("observations", "observations of the transitions: NaN or infinity"),
+            ("advantages", "advantages of the transitions: NaN or infinity"),
         ],
     )
     def test_nan_names_the_step_and_the_term(self, field, term):
@@ -458,7 +457,7 @@ class TestBadInput:
                 super()._on_rollout_end()
 
         with pytest.raises(FloatingPointError, match=f"PlasticityCallback at 64 timesteps, {term}"):
-            learn(Poison(), 64)
+            learn(Poison(n_samples=64), 64)
 
     def test_nan_in_a_weight(self):
         class Poison(PlasticityCallback):
@@ -470,17 +469,21 @@ class TestBadInput:
         with pytest.raises(
             FloatingPointError, match=r"at 64 timesteps, value_net\.bias of the policy: NaN or infinity"
         ):
-            learn(Poison(), 64)
+            learn(Poison(n_samples=64), 64)
 
-    def test_overflow_inside_the_network(self):
-        """Finite weights, infinite units."""
+    def test_overflow_inside_the_network_is_left_out(self):
+        """Finite weights, infinite units: training is not the callback's to end."""
 
         class Inflate(PlasticityCallback):
             def _on_rollout_end(self):
+                weight = self.model.policy.mlp_extractor.value_net[0].weight
+                kept = weight.detach().clone()
                 with th.no_grad():
-                    self.model.policy.mlp_extractor.value_net[0].weight[:] = 3e38
+                    weight[:] = 3e38
                 super()._on_rollout_end()
+                with th.no_grad():
+                    weight[:] = kept
 
         relu = dict(policy_kwargs=dict(net_arch=[8], activation_fn=nn.ReLU))
-        with pytest.raises(FloatingPointError, match=rf"units of {VF}.0 \(own\): features contain NaN or infinity"):
-            learn(Inflate(), 64, **relu)
+        with pytest.warns(UserWarning, match=rf"leaves out .* at 64 timesteps: .* of {VF}.0: .* contain NaN or inf"):
+            learn(Inflate(n_samples=64), 64, **relu)

@@ -18,8 +18,10 @@ from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from torch.distributions import kl_divergence
 
 from sb3_plasticity import PPO_L2ER, ggn_spectrum, hessian_spectrum
+from sb3_plasticity.agents import objectives_of
+from sb3_plasticity.agents.distributions import distribution_fisher, distribution_outputs
+from sb3_plasticity.agents.problems import curvature_problem
 from sb3_plasticity.common.rollout import concatenate_samples, is_recurrent, last_samples, rollout_samples, spread_rows
-from sb3_plasticity.curvature.agents import curvature_problem, distribution_fisher, distribution_outputs, loss_of
 
 SMALL = dict(n_steps=32, seed=0, device="cpu")
 TINY = dict(policy_kwargs=dict(net_arch=[6]))
@@ -32,6 +34,10 @@ def collected(algorithm, policy, env, **arguments):
     model.learn(model.n_steps)
     model.train = train
     return model
+
+
+def problem_of(model, samples, network, state=None):
+    return curvature_problem(model.policy, objectives_of(model)[network], samples, state)
 
 
 def in_float64(model):
@@ -143,7 +149,7 @@ def test_the_policys_ggn_is_the_hessian_of_the_mean_kl_divergence(name):
     model = collected(PPO, "MlpPolicy", env, **(TINY | arguments))
     in_float64(model)
     samples = rollout_samples(model.rollout_buffer, np.arange(12))
-    problem = curvature_problem(model, samples, "policy")
+    problem = problem_of(model, samples, "policy")
     before = problem.output_fn(problem.params, samples).detach()
 
     def mean_kl(params):
@@ -167,7 +173,7 @@ def test_the_values_ggn_is_that_of_the_mean_squared_error():
     model = collected(PPO, "MlpPolicy", "Pendulum-v1", **TINY)
     in_float64(model)
     samples = rollout_samples(model.rollout_buffer, np.arange(12))
-    problem = curvature_problem(model, samples, "value")
+    problem = problem_of(model, samples, "value")
     jacobian = th.autograd.functional.jacobian(
         lambda vector: problem.output_fn(
             dict(
@@ -202,7 +208,7 @@ def test_hessian_spectrum_of_an_agent(network):
     in_float64(model)
     samples = rollout_samples(model.rollout_buffer)
     samples = type(samples)(*(field.double() for field in samples))
-    problem = curvature_problem(model, samples, network)
+    problem = problem_of(model, samples, network)
     expected = np.linalg.eigvalsh(dense_hessian(lambda p: problem.loss_fn(p, samples), problem.params).numpy())
     spectrum = hessian_spectrum(problem.loss_fn, problem.params, samples, steps=200)
     assert spectrum.dim == len(expected) == {"policy": 17, "value": 16, "joint": 33}[network]
@@ -211,11 +217,11 @@ def test_hessian_spectrum_of_an_agent(network):
 
 
 class TestLoss:
-    """``loss_of`` against what the algorithms log when they train on the rollout in one piece."""
+    """An objective's loss against what the algorithms log when they train on the rollout in one piece."""
 
     def loss(self, model):
         samples = rollout_samples(model.rollout_buffer)
-        problem = curvature_problem(model, samples, "joint")
+        problem = problem_of(model, samples, "joint")
         return problem.loss_fn(problem.params, samples).item()
 
     @pytest.mark.parametrize("algorithm", [PPO, PPO_L2ER])
@@ -253,10 +259,8 @@ class TestLoss:
         class Other:
             pass
 
-        with pytest.raises(
-            ValueError, match="model=Other: its loss is not known; accepted are PPO, PPO_L2ER, MaskablePPO"
-        ):
-            loss_of(Other())
+        with pytest.raises(TypeError, match="`model` must be an algorithm whose objectives are known, got a Other"):
+            objectives_of(Other())
 
 
 def image_env():
@@ -308,7 +312,7 @@ def test_every_agent_poses_a_problem(name):
     rows = spread_rows(np.ones((32, 1), dtype=bool), 8, 4 if recurrent else None)
     samples = rollout_samples(model.rollout_buffer, rows)
     for network in ("policy", "value"):
-        problem = curvature_problem(model, samples, network)
+        problem = problem_of(model, samples, network)
         loss = problem.loss_fn(problem.params, samples)
         assert loss.ndim == 0 and th.isfinite(loss)
         leaves = {key: value.clone().requires_grad_() for key, value in problem.params.items()}
@@ -343,7 +347,7 @@ def test_every_agent_poses_a_problem(name):
 def test_parameters_of_shared_and_separate_networks():
     separate = collected(PPO, "MlpPolicy", "Pendulum-v1", **TINY)
     names = {
-        network: set(curvature_problem(separate, rollout_samples(separate.rollout_buffer), network).params)
+        network: set(problem_of(separate, rollout_samples(separate.rollout_buffer), network).params)
         for network in ("policy", "value", "joint")
     }
     assert "log_std" in names["policy"] and not names["policy"] & names["value"]
@@ -352,9 +356,7 @@ def test_parameters_of_shared_and_separate_networks():
     )
     shared = collected(PPO, "CnnPolicy", image_env())
     samples = rollout_samples(shared.rollout_buffer, np.arange(4))
-    common = set(curvature_problem(shared, samples, "policy").params) & set(
-        curvature_problem(shared, samples, "value").params
-    )
+    common = set(problem_of(shared, samples, "policy").params) & set(problem_of(shared, samples, "value").params)
     assert common == {name for name, _ in shared.policy.named_parameters() if name.startswith("features_extractor.")}
 
 
@@ -362,12 +364,12 @@ def test_kept_weights_start_their_update_anew():
     """Under weights kept aside, old values and log probabilities are those weights' own."""
     model = collected(PPO, "MlpPolicy", "Pendulum-v1", **TINY)
     kept = {name: value.clone() for name, value in model.policy.state_dict().items()}
-    before = curvature_problem(model, rollout_samples(model.rollout_buffer), "joint")
+    before = problem_of(model, rollout_samples(model.rollout_buffer), "joint")
     expected = before.loss_fn(before.params, before.samples).item()
     model.train()
     samples = rollout_samples(model.rollout_buffer, np.arange(32))
     moved = samples._replace(old_values=samples.old_values + 1, old_log_prob=samples.old_log_prob + 1)
-    problem = curvature_problem(model, moved, "joint", kept)
+    problem = problem_of(model, moved, "joint", kept)
     assert problem.loss_fn(problem.params, problem.samples).item() == pytest.approx(expected, rel=1e-5)
     assert all(th.equal(problem.params[name], kept[name]) for name in problem.params)
 
@@ -397,7 +399,7 @@ class TestRows:
         whole = rollout_samples(buffer, np.arange(32)[None])
         window = rollout_samples(buffer, np.arange(8, 16)[None])
         all_outputs, outputs = (
-            (problem := curvature_problem(model, samples, "policy")).output_fn(problem.params, samples)
+            (problem := problem_of(model, samples, "policy")).output_fn(problem.params, samples)
             for samples in (whole, window)
         )
         th.testing.assert_close(outputs, all_outputs[8:16], rtol=1e-5, atol=1e-6)
