@@ -1,9 +1,10 @@
-"""Non-stationary MuJoCo tasks for Gymnasium: importing this package registers them."""
+"""Worlds that change, for Gymnasium: importing this package registers them."""
 
-import gymnasium as gym
-
+from . import robots
+from .batched import BatchedRobot
 from .clock import TaskClock, has_clock
 from .nonstationary import NonStationaryMixin, keywords_of
+from .registration import register_nonstationary
 from .schedules import Schedule, Task, make_schedule
 from .sequence import TaskSequence
 from .wrappers import ActionPermutation, NonStationary, ObservationPermutation, ObservationShift
@@ -11,6 +12,7 @@ from .wrappers import ActionPermutation, NonStationary, ObservationPermutation, 
 __all__ = [
     "ENV_IDS",
     "ActionPermutation",
+    "BatchedRobot",
     "NonStationary",
     "NonStationaryMixin",
     "ObservationPermutation",
@@ -22,8 +24,24 @@ __all__ = [
     "has_clock",
     "keywords_of",
     "make_schedule",
+    "register_nonstationary",
 ]
 
+register_nonstationary("SlipperyAnt-v0", robots.SlipperyAntEnv, robots.BatchedAnt, max_episode_steps=1000)
+register_nonstationary(
+    "SlipperyHalfCheetah-v0", robots.SlipperyHalfCheetahEnv, robots.BatchedHalfCheetah, max_episode_steps=1000
+)
+register_nonstationary("SlipperyHopper-v0", robots.SlipperyHopperEnv, robots.BatchedHopper, max_episode_steps=1000)
+register_nonstationary(
+    "SlipperyWalker2d-v0", robots.SlipperyWalker2dEnv, robots.BatchedWalker2d, max_episode_steps=1000
+)
+register_nonstationary(
+    "SlipperyHumanoid-v0", robots.SlipperyHumanoidEnv, robots.BatchedHumanoid, max_episode_steps=1000
+)
+register_nonstationary("SlipperySwimmer-v0", robots.SlipperySwimmerEnv, robots.BatchedSwimmer, max_episode_steps=1000)
+register_nonstationary("NonStationaryAnt-v0", robots.NonStationaryAntEnv, robots.BatchedAnt, max_episode_steps=1000)
+
+# The ids that zoo_configs has entries for. Whether an environment changes is a question for has_clock.
 ENV_IDS = (
     "SlipperyAnt-v0",
     "SlipperyHalfCheetah-v0",
@@ -32,12 +50,3 @@ ENV_IDS = (
     "SlipperyHumanoid-v0",
     "NonStationaryAnt-v0",
 )
-
-for _id in ENV_IDS:
-    if _id not in gym.registry:
-        # entry points are strings, so a spec can be pickled and made in a subprocess that never imported this package
-        gym.register(
-            id=_id,
-            entry_point=f"sb3_plasticity.envs.slippery:{_id.removesuffix('-v0')}Env",
-            max_episode_steps=1000,  # as the parents
-        )

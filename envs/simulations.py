@@ -14,12 +14,10 @@ import mujoco
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
-from mujoco.batch import Batch
 
 from sb3_plasticity.common.checks import must_be
 
-from . import slippery
-from .batched import Columns, NotBatchableError, batched_robot
+from .batched import Columns, batch_class, batched_robot, check_batchable
 from .clock import TaskClock
 from .nonstationary import NonStationaryMixin, warning_names
 from .schedules import Schedule, Task
@@ -37,20 +35,17 @@ class BatchedSimulations:
         stepped
     :param n_sims: number of simulations
     :param n_threads: number of threads, 0 for one per CPU
-    :raises NotBatchableError: if the environment is none of this package's, or uses contact forces
+    :raises NotBatchableError: if nobody has registered formulas for the environment, if it uses contact forces, or if
+        the installed MuJoCo has no ``mujoco.batch``
     """
 
     def __init__(self, template: gym.Env, n_sims: int, n_threads: int = 0) -> None:
         env = template.unwrapped
-        if not isinstance(env, NonStationaryMixin) or type(env).__module__ != slippery.__name__:
-            raise NotBatchableError(
-                f"{type(env).__name__} cannot be stepped in a batch: accepted are the environments of "
-                "sb3_plasticity.envs; use backend='dummy' or 'subproc' for others"
-            )
+        check_batchable(env)
         self.template = env
         self.spec = template.spec  # that of the wrapped environment, which knows the time limit
         self.n_sims = n_sims
-        self.batch = Batch(env.model, n_sims, n_threads)
+        self.batch = batch_class()(env.model, n_sims, n_threads)
         self.robot = batched_robot(env, self.batch)
         self._qpos = self.batch.bind("qpos")
         self._qvel = self.batch.bind("qvel")

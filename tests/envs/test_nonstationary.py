@@ -8,7 +8,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.utils.env_checker import check_env
 
-from sb3_plasticity.envs import ENV_IDS, NonStationaryMixin, Task
+from sb3_plasticity.envs import NonStationaryMixin, Task
 
 # the constant friction at which a task is its parent: Hopper and Walker2d scale their geoms' own
 PARENTS = {
@@ -18,7 +18,9 @@ PARENTS = {
     "SlipperyHopper-v0": ("Hopper-v5", 1.0),
     "SlipperyWalker2d-v0": ("Walker2d-v5", 1.0),
     "SlipperyHumanoid-v0": ("Humanoid-v5", 1.0),
+    "SlipperySwimmer-v0": ("Swimmer-v5", 0.1),  # viscosity
 }
+ENV_IDS = tuple(PARENTS)
 CYCLE = {"kind": "cyclic", "values": [0.1, 0.5, 2.0], "period": 10}
 
 

@@ -5,10 +5,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from sb3_plasticity.envs import ENV_IDS
 from sb3_plasticity.envs.physics import PARAMETERS
 
-ROBOTS = ENV_IDS[:5]
+ROBOTS = [f"Slippery{name}-v0" for name in ("Ant", "HalfCheetah", "Hopper", "Walker2d", "Humanoid")]
 
 # A box on a plane and, out of its way, a wheel that a motor turns against the damping of its bearing. HalfCheetah-v5
 # asks nothing of its model but a timestep that fits its metadata.
@@ -207,13 +206,47 @@ def test_models_that_a_parameter_cannot_change_are_refused(tmp_path, parameter, 
         gym.make("SlipperyHalfCheetah-v0", xml_file=str(file), parameter=parameter)
 
 
+@pytest.mark.parametrize("value", [0.1, 3.0])
+def test_viscosity_gives_stokes_drag(tmp_path, value):
+    """A sphere of diameter d in a medium without density: force 3 pi viscosity d v, MuJoCo's inertia-box model."""
+    env = constant("SlipperySwimmer-v0", "viscosity", value)
+    env.model.opt.density = 0.0
+    env.set_state(env.init_qpos, env.init_qvel)
+    env.data.qvel[0] = 1.0
+    mujoco.mj_forward(env.model, env.data)
+    drag = 0.0
+    for body in range(1, env.model.nbody):
+        inertia, mass = env.model.body_inertia[body], env.model.body_mass[body]
+        box = np.sqrt(6 * (inertia.sum() - 2 * inertia) / mass)  # edges of the box of equal inertia
+        drag += 3 * np.pi * value * box.mean()
+    assert env.data.qfrc_passive[0] == pytest.approx(-drag, rel=1e-9)
+
+
+def test_paralysis_takes_the_strength_of_the_named_actuators_only():
+    paralysed = {"kind": "paralysis", "period": 10}
+    env = gym.make(
+        "SlipperyAnt-v0", parameter="actuator_strength", actuators=["hip_1", "ankle_1"], schedule=paralysed, task=4
+    ).unwrapped
+    own = gym.make("Ant-v5").unwrapped.model.actuator_gainprm
+    named = [i for i in range(8) if env.model.joint(env.model.actuator_trnid[i, 0]).name in ("hip_1", "ankle_1")]
+    assert len(named) == 2 and not env.model.actuator_gainprm[named].any()
+    others = np.setdiff1d(range(8), named)
+    np.testing.assert_array_equal(env.model.actuator_gainprm[others], own[others])
+    env.set_task(1)
+    np.testing.assert_array_equal(env.model.actuator_gainprm[named], 0.75 * own[named])
+
+
 @pytest.mark.parametrize("parameter", PARAMETERS)
 def test_a_value_can_come_back_to_the_robots_own(parameter):
     """No drift: after many tasks the model is bit for bit as compiled."""
     env = gym.make(
         "SlipperyHopper-v0",
         parameter=parameter,
-        schedule={"kind": "cyclic", "values": [0.3, 3.3, 9.81 if parameter == "gravity" else 1.0], "period": 1},
+        schedule={
+            "kind": "cyclic",
+            "values": [0.3, 3.3, {"gravity": 9.81, "viscosity": 0.0}.get(parameter, 1.0)],
+            "period": 1,
+        },
     ).unwrapped
     compiled = mujoco.MjModel.from_xml_path(env.fullpath)
     for task in range(30):

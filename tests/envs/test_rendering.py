@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecVideoRecorder
 
-from sb3_plasticity.envs import ENV_IDS, rendering
+from sb3_plasticity.envs import rendering
 from sb3_plasticity.vec_env import make_nonstationary_vec_env
 
 CYCLE = {"kind": "cyclic", "values": [0.25, 1.5], "period": 10}
@@ -35,7 +35,7 @@ def frame(env_id="SlipperyAnt-v0", **keywords):
     return image
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ["SlipperyAnt-v0", "SlipperySwimmer-v0"])
 def test_pictures_without_a_display(needs_opengl, env_id):
     before = os.environ.get("MUJOCO_GL")
     image = frame(env_id)

@@ -1,0 +1,94 @@
+"""Ant: friction by default, one or many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from gymnasium.envs.mujoco.ant_v5 import AntEnv
+from typing_extensions import override
+
+from ..batched import BatchedRobot, Columns, distances
+from ..schedules import Schedule
+from .contact_forces import NoContactForcesMixin
+
+if TYPE_CHECKING:
+    from mujoco.batch import Batch
+
+__all__ = ["BatchedAnt", "NonStationaryAntEnv", "SlipperyAntEnv"]
+
+
+class SlipperyAntEnv(NoContactForcesMixin, AntEnv):
+    """
+    ``Ant-v5`` on a ground whose friction changes every two million steps (Dohare et al., Nature, 2024).
+
+    :param contact_cost_weight: weight of the contact forces in the cost
+    :param include_cfrc_ext_in_observation: whether the 78 contact forces are part of the observation
+    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Ant-v5``
+    """
+
+
+class NonStationaryAntEnv(SlipperyAntEnv):
+    """
+    ``Ant-v5`` with any parameter and schedule; by default its friction swings between 0.1 and 2.
+
+    :param schedule: as for :class:`NonStationaryMixin`
+    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Ant-v5``
+    """
+
+    default_period: ClassVar[int] = 1_000_000
+    default_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"friction": (0.1, 2.0)}
+
+    def __init__(self, *, schedule: str | Mapping[str, Any] | Schedule = "sinusoid", **kwargs: Any) -> None:
+        super().__init__(schedule=schedule, **kwargs)
+
+
+class BatchedAnt(BatchedRobot):
+    """Formulas of ``Ant-v5`` for many simulations."""
+
+    skipped = 2
+    normal_velocity_noise = True
+
+    def __init__(self, env: Any, batch: Batch) -> None:
+        super().__init__(env, batch)
+        self.xpos = batch.bind("xpos")
+        self.body = env.model.body(env._main_body).id
+
+    @override
+    def position(self) -> np.ndarray:
+        return self.xpos[:, self.body, :2].copy()
+
+    @override
+    def outcome(self, before: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Columns]:
+        env, qpos = self.env, self.qpos
+        velocity = (self.xpos[:, self.body, :2] - before) / self.dt
+        low, high = env._healthy_z_range
+        height = qpos[:, 2]
+        healthy = np.isfinite(qpos).all(axis=1) & np.isfinite(self.qvel).all(axis=1)
+        healthy &= (low <= height) & (height <= high)
+        forward = velocity[:, 0] * env._forward_reward_weight
+        survive = healthy * env._healthy_reward
+        cost = self.control_cost(actions)
+        contact = np.full(len(qpos), env._contact_cost_weight * 0.0)
+        rewards = (forward + survive) - (cost + contact)
+        columns = {
+            **self.reset_info(),
+            "x_velocity": velocity[:, 0],
+            "y_velocity": velocity[:, 1],
+            "reward_forward": forward,
+            "reward_ctrl": -cost,
+            "reward_contact": -contact,
+            "reward_survive": survive,
+        }
+        return rewards, ~healthy & bool(env._terminate_when_unhealthy), columns
+
+    @override
+    def reset_info(self, ids: Any = slice(None)) -> Columns:
+        qpos = self.qpos[ids]
+        # copies: the rows of info must not change when the simulation goes on
+        return {
+            "x_position": qpos[:, 0].copy(),
+            "y_position": qpos[:, 1].copy(),
+            "distance_from_origin": distances(qpos),
+        }

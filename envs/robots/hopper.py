@@ -1,0 +1,27 @@
+"""Hopper: friction by default, one or many."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+from typing_extensions import override
+
+from ..nonstationary import NonStationaryMixin
+from .walker2d import BatchedWalker2d
+
+__all__ = ["BatchedHopper", "SlipperyHopperEnv"]
+
+
+class SlipperyHopperEnv(NonStationaryMixin, HopperEnv):
+    """``Hopper-v5`` on a ground whose friction changes; keywords of :class:`NonStationaryMixin` and the parent."""
+
+
+class BatchedHopper(BatchedWalker2d):
+    """Formulas of ``Hopper-v5`` for many simulations."""
+
+    @override
+    def healthy(self) -> np.ndarray:
+        low, high = self.env._healthy_state_range
+        qpos, qvel = self.qpos[:, 2:], self.qvel
+        within = ((low < qpos) & (qpos < high)).all(axis=1) & ((low < qvel) & (qvel < high)).all(axis=1)
+        return within & super().healthy()
