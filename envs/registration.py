@@ -50,7 +50,7 @@ def register_nonstationary(
     vector_entry_point = None
     if isinstance(parent, str) and ":" in parent:
         entry_point: str | Maker = parent
-        parent = load_env_creator(parent) if batched is not None else parent
+        parent = parent if batched is None else load_env_creator(parent)  # type: ignore[assignment]
     elif isinstance(parent, str):
         if parent not in gym.registry:
             accepted = "a class, a function or the id of an environment"
@@ -91,7 +91,9 @@ def _wrapped(
     return NonStationary(gym.make(parent, **kwargs), parameter, schedule, switch=switch, task=task)
 
 
-@functools.cache
+_made: dict[type[MujocoEnv], type[MujocoEnv]] = {}
+
+
 def nonstationary_class(parent: type[MujocoEnv]) -> type[MujocoEnv]:
     """
     Put the mixin before a class of MuJoCo environments.
@@ -101,8 +103,10 @@ def nonstationary_class(parent: type[MujocoEnv]) -> type[MujocoEnv]:
     """
     if issubclass(parent, NonStationaryMixin):
         return parent
-    name = f"NonStationary{parent.__name__}"
-    return type(name, (NonStationaryMixin, parent), {"__doc__": parent.__doc__, "__reduce__": _reduce})
+    if parent not in _made:
+        name, members = f"NonStationary{parent.__name__}", {"__doc__": parent.__doc__, "__reduce__": _reduce}
+        _made[parent] = type(name, (NonStationaryMixin, parent), members)
+    return _made[parent]
 
 
 def _reduce(env: Any) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ interpreter lock.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,9 @@ from .clock import TaskClock
 from .nonstationary import NonStationaryMixin, warning_names
 from .schedules import Schedule, Task
 
-__all__ = ["BatchedSimulations", "Simulation"]
+__all__ = ["BatchedSimulations", "Outcome", "Simulation", "rows"]
+
+TASK_COLUMNS = ("task_index", "task_value")
 
 
 class BatchedSimulations:
@@ -40,7 +43,7 @@ class BatchedSimulations:
     """
 
     def __init__(self, template: gym.Env, n_sims: int, n_threads: int = 0) -> None:
-        env = template.unwrapped
+        env: Any = template.unwrapped
         check_batchable(env)
         self.template = env
         self.spec = template.spec  # that of the wrapped environment, which knows the time limit
@@ -55,19 +58,22 @@ class BatchedSimulations:
         self._own_fields = env.own_fields  # of the model as compiled: the template has already applied a task
         self._fields = {name: self.batch.expand(name) for name in env.parameter.fields}
         self._applied: list[float | None] = [None] * n_sims
+        self.ticks = 0  # how often the simulations have been stepped: what their clocks count by
         self.simulations = [Simulation(self, i) for i in range(n_sims)]
         self.clocks = [simulation.clock for simulation in self.simulations]
         self.tasks = [clock.due() for clock in self.clocks]
+        self.task_indices = np.zeros(n_sims, dtype=np.int64)
+        self.task_values = np.zeros(n_sims)
         self.at_start = np.ones(n_sims, dtype=bool)
         self._apply(range(n_sims), self.tasks)
 
-    def reset(self, ids: Sequence[int], seeds: Sequence[int | None] | None = None) -> tuple[np.ndarray, list[Columns]]:
+    def reset(self, ids: Sequence[int], seeds: Sequence[int | None] | None = None) -> tuple[np.ndarray, Columns]:
         """
         Start episodes in the tasks that are due.
 
         :param ids: which simulations, in rising order
         :param seeds: for each of them a seed, or None to go on with its generator
-        :return: observations, shape (len(ids), observation size), and infos
+        :return: observations, shape (len(ids), observation size), and the columns of their infos
         """
         for i, seed in zip(ids, seeds or [None] * len(ids), strict=True):
             if seed is not None:
@@ -75,40 +81,43 @@ class BatchedSimulations:
                 self.clocks[i].restart()
         self._apply(ids, [self.clocks[i].due() for i in ids])
         self.at_start[ids] = True
-        self.batch.reset(np.asarray(ids, dtype=np.int32), stage=int(mujoco.mjtStage.mjSTAGE_NONE))
+        which = np.asarray(ids, dtype=np.int32)
+        self.batch.reset(which, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
         for i in ids:
             self._qpos[i], self._qvel[i] = self.robot.initial_state(self.simulations[i].np_random)
-        self.batch.forward(np.asarray(ids, dtype=np.int32))
-        infos = _rows(self.robot.reset_info(ids), len(ids))
-        for i, info in zip(ids, infos, strict=True):
-            info["task_index"], info["task_value"] = self.tasks[i].index, self.tasks[i].value
-        return self.robot.observe(ids), infos
+        self.batch.forward(which)
+        return self.robot.observe(ids), self._with_tasks(self.robot.reset_info(ids), ids)
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step(self, actions: np.ndarray, waiting: Sequence[int] = ()) -> Outcome:
         """
-        Advance every simulation.
+        Advance the simulations.
 
         :param actions: controls, shape (number of simulations, number of actuators)
-        :return: observations (n, observation size), rewards (n,), terminated (n,), infos
+        :param waiting: simulations whose results nobody reads, as they are about to be reset: their clocks stand still
+        :return: what each environment returns, in arrays
         """
         if actions.shape != self._ctrl.shape:
             raise must_be("actions", f"of shape {self._ctrl.shape}", actions.shape)
         if self.template.switch == "immediate":
             self._apply(range(self.n_sims), [clock.due() for clock in self.clocks])
-        for clock in self.clocks:
-            clock.tick()
+        self.ticks += 1
+        for i in waiting:
+            self.clocks[i].wait()
         self.at_start[:] = False
         before = self.robot.position()
         self._ctrl[:] = actions
         self.batch.step(nstep=self.template.frame_skip)
         rewards, terminated, columns = self.robot.outcome(before, actions)
-        observations = self.robot.observe()
-        infos = _rows(columns, self.n_sims)
-        for info, task in zip(infos, self.tasks, strict=True):
-            info["task_index"], info["task_value"] = task.index, task.value
+        columns = self._with_tasks(columns, slice(None))
+        outcome = Outcome(self.robot.observe(), rewards, terminated, columns, {})
         if self._warnings.any() or not (np.isfinite(self._qpos).all() and np.isfinite(self._qvel).all()):
-            self._after_divergence(observations, rewards, terminated, infos)
-        return observations, rewards, terminated, infos
+            self._after_divergence(outcome)
+        return outcome
+
+    def _with_tasks(self, columns: Columns, ids: Any) -> Columns:
+        # copies: they must not change when the simulations go on
+        tasks = {"task_index": self.task_indices[ids].copy(), "task_value": self.task_values[ids].copy()}
+        return {**columns, **tasks}
 
     def start_on_time(self, i: int) -> None:
         """Move an episode that was reset, but not stepped, to the task that is due now."""
@@ -135,6 +144,7 @@ class BatchedSimulations:
         changed: dict[float, list[int]] = {}
         for i, task in zip(ids, tasks, strict=True):
             self.tasks[i] = task
+            self.task_indices[i], self.task_values[i] = task.index, task.value
             if self._applied[i] != task.value:
                 self._applied[i] = task.value
                 changed.setdefault(task.value, []).append(i)
@@ -144,23 +154,73 @@ class BatchedSimulations:
         if changed and parameter.set_const:
             self.batch.set_const(np.array(sorted(itertools.chain(*changed.values())), dtype=np.int32))
 
-    def _after_divergence(
-        self, observations: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
+    def _after_divergence(self, outcome: Outcome) -> None:
         """Overwrite what the physics returned for the simulations that failed, as the mixin does."""
         warned = self._warnings.any(axis=1)
         finite = np.isfinite(self._qpos).all(axis=1) & np.isfinite(self._qvel).all(axis=1)
         ids = np.flatnonzero(warned | ~finite).astype(np.int32)
-        errors = [warning_names(self._warnings[i]) if warned[i] else "non-finite state" for i in ids]
+        for i in ids.tolist():
+            outcome.errors[i] = warning_names(self._warnings[i]) if warned[i] else "non-finite state"
         self.batch.reset(ids)
-        observations[ids] = self.robot.observe(ids)
-        rewards[ids] = 0.0
-        terminated[ids] = True
-        at_rest = _rows(self.robot.reset_info(ids), len(ids))
-        for i, error, rest in zip(ids, errors, at_rest, strict=True):
-            task = {name: infos[i].pop(name) for name in ("task_index", "task_value")}
-            zeros = {name: np.zeros_like(value)[()] for name, value in infos[i].items()}
-            infos[i] = {**zeros, **rest, "simulation_error": error, **task}
+        outcome.observations[ids] = self.robot.observe(ids)
+        outcome.rewards[ids] = 0.0
+        outcome.terminated[ids] = True
+        at_rest = self.robot.reset_info(ids)
+        for name, column in outcome.columns.items():
+            if name not in TASK_COLUMNS:
+                column[ids] = at_rest.get(name, 0)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """
+    What a step of many environments returns.
+
+    :param observations: shape (n, observation size)
+    :param rewards: shape (n,)
+    :param terminated: shape (n,)
+    :param columns: what single environments put into ``info``, each with n rows
+    :param errors: ``simulation_error`` of those that diverged
+    """
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    columns: Columns
+    errors: dict[int, str]
+
+    def infos(self) -> list[dict[str, Any]]:
+        """The info dictionary of every environment."""
+        infos = rows(self.columns, len(self.rewards))
+        for i, error in self.errors.items():
+            infos[i]["simulation_error"] = error
+        return infos
+
+
+class SimulationClock(TaskClock):
+    """
+    The clock of one simulation, which looks at the batch's count of steps instead of keeping its own.
+
+    :param owner: the batch
+    :param schedule: global step -> task
+    """
+
+    def __init__(self, owner: BatchedSimulations, schedule: Schedule) -> None:
+        self._owner = owner
+        super().__init__(schedule)
+
+    @property
+    def step(self) -> int:
+        """Global step of the simulation's next step."""
+        return self._step + (self._owner.ticks - self._since) * self.rate
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step, self._since = value, self._owner.ticks
+
+    def wait(self) -> None:
+        """Not count the step that the batch has just counted."""
+        self._since += 1
 
 
 class Simulation:
@@ -176,7 +236,7 @@ class Simulation:
         self._index = index
         self._np_random: np.random.Generator | None = None
         env = owner.template
-        self.clock = TaskClock(env.schedule)
+        self.clock = SimulationClock(owner, env.schedule)
         self.clock.frozen = env.clock.frozen
 
     @property
@@ -260,8 +320,16 @@ class Simulation:
         return value
 
 
-def _rows(columns: Columns, n: int) -> list[dict[str, Any]]:
+def rows(columns: Columns, n: int) -> list[dict[str, Any]]:
+    """
+    Make the info dictionaries of single environments.
+
+    :param columns: by key, one entry for each environment
+    :param n: number of environments
+    """
     names = list(columns)
-    if not names:
-        return [{} for _ in range(n)]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    # task_index is an int and task_value a float, as the environment has them
+    values = [column.tolist() if name in TASK_COLUMNS else column for name, column in columns.items()]
+    return (
+        [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)] if names else [{} for _ in range(n)]
+    )

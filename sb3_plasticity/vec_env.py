@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
@@ -18,13 +19,15 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from sb3_plasticity.common.checks import check_choice, check_count, must_be
 from sb3_plasticity.envs.batched import NotBatchableError
-from sb3_plasticity.envs.simulations import BatchedSimulations, Simulation
+from sb3_plasticity.envs.simulations import BatchedSimulations, Outcome, Simulation, rows
 
 __all__ = ["MujocoBatchVecEnv", "make_nonstationary_vec_env"]
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "batch", "dummy", "subproc")
+INFOS = ("all", "episode")
+_NO_INFO: Mapping[str, Any] = MappingProxyType({})
 
 
 class MujocoBatchVecEnv(VecEnv):
@@ -39,6 +42,9 @@ class MujocoBatchVecEnv(VecEnv):
     :param n_envs: number of simulations
     :param seed: simulation ``i`` starts from ``seed + i``; None for a random start
     :param n_threads: number of threads, 0 for one per CPU
+    :param infos: ``"all"``, or ``"episode"``: only the infos of finished episodes, all others are one empty mapping
+        that nobody can write to. Meant for hundreds of simulations and more; the tasks of the last transitions are
+        then in ``task_indices`` and ``task_values``.
     :param env_kwargs: keywords of the environment
     :raises NotBatchableError: if results could not be equal: other environments, or contact forces in observation or
         cost
@@ -46,11 +52,26 @@ class MujocoBatchVecEnv(VecEnv):
     """
 
     def __init__(
-        self, env_id: str, n_envs: int, seed: int | None = None, n_threads: int = 0, **env_kwargs: Any
+        self,
+        env_id: str,
+        n_envs: int,
+        seed: int | None = None,
+        n_threads: int = 0,
+        infos: str = "all",
+        **env_kwargs: Any,
     ) -> None:
         check_count("n_envs", n_envs, 1)
         check_count("n_threads", n_threads)
-        self._arguments = {"env_id": env_id, "n_envs": n_envs, "seed": seed, "n_threads": n_threads, **env_kwargs}
+        check_choice("infos", infos, INFOS)
+        self._arguments = {
+            "env_id": env_id,
+            "n_envs": n_envs,
+            "seed": seed,
+            "n_threads": n_threads,
+            "infos": infos,
+            **env_kwargs,
+        }
+        self.infos = infos
         template = gym.make(gym.spec(env_id), **env_kwargs)
         self.spec = template.spec
         if template.render_mode == "human":
@@ -63,6 +84,8 @@ class MujocoBatchVecEnv(VecEnv):
         limit = None if self.spec is None else self.spec.max_episode_steps
         self._limit = np.inf if limit is None else limit
         self._running = False
+        # of the last transition of each simulation, shape (n_envs,)
+        self.task_indices, self.task_values = self._sims.task_indices.copy(), self._sims.task_values.copy()
         self._lengths = np.zeros(n_envs, dtype=np.int64)
         self._rewards = np.zeros((n_envs, limit or 1024))
         self._every = np.arange(n_envs)
@@ -78,7 +101,9 @@ class MujocoBatchVecEnv(VecEnv):
         """
         self._running = True
         self._lengths[:] = 0
-        observations, self.reset_infos = self._sims.reset(range(self.num_envs), self._seeds)
+        observations, columns = self._sims.reset(range(self.num_envs), self._seeds)
+        self.reset_infos = rows(columns, self.num_envs)
+        self.task_indices, self.task_values = columns["task_index"], columns["task_value"]
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -100,22 +125,37 @@ class MujocoBatchVecEnv(VecEnv):
         """
         if not self._running:
             raise RuntimeError("step() before reset(): there is no episode to step")
-        observations, rewards, terminated, infos = self._sims.step(np.ascontiguousarray(self.actions))
+        outcome = self._sims.step(np.ascontiguousarray(self.actions))
+        observations, rewards = outcome.observations, outcome.rewards
+        self.task_indices, self.task_values = outcome.columns["task_index"], outcome.columns["task_value"]
         self._count(rewards)
         truncated = self._lengths >= self._limit
-        dones = terminated | truncated
-        for info, by_time in zip(infos, (truncated & ~terminated).tolist(), strict=True):
-            info["TimeLimit.truncated"] = by_time
+        dones = outcome.terminated | truncated
+        by_time = truncated & ~outcome.terminated
+        infos = self._infos(outcome, dones, by_time)
         if dones.any():
             ids = np.flatnonzero(dones).tolist()
             for i in ids:
                 infos[i]["episode"] = self._episode(i)
                 infos[i]["terminal_observation"] = observations[i].copy()
-            observations[ids], reset_infos = self._sims.reset(ids)
-            for i, reset_info in zip(ids, reset_infos, strict=True):
+            observations[ids], columns = self._sims.reset(ids)
+            for i, reset_info in zip(ids, rows(columns, len(ids)), strict=True):
                 self.reset_infos[i] = reset_info
             self._lengths[ids] = 0
         return observations, rewards.astype(np.float32), dones, infos
+
+    def _infos(self, outcome: Outcome, dones: np.ndarray, by_time: np.ndarray) -> list[dict[str, Any]]:
+        if self.infos == "all":
+            outcome.columns["TimeLimit.truncated"] = by_time.tolist()
+            return outcome.infos()
+        # one empty dictionary for all others: dictionaries would cost more than the physics of thousands of simulations
+        infos: list[dict[str, Any]] = [_NO_INFO] * self.num_envs  # type: ignore[list-item]
+        for i in np.flatnonzero(dones).tolist():
+            infos[i] = rows({name: column[i : i + 1] for name, column in outcome.columns.items()}, 1)[0]
+            infos[i]["TimeLimit.truncated"] = bool(by_time[i])
+            if i in outcome.errors:
+                infos[i]["simulation_error"] = outcome.errors[i]
+        return infos
 
     def close(self) -> None:
         """Free the renderer. The simulations go with the object."""

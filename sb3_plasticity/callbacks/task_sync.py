@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -80,6 +80,11 @@ class TaskSyncCallback(BaseCallback):
 
     def _latest(self, due: Task) -> Task:
         """Task of the newest transitions: with ``switch="reset"`` it may lag behind the one that is due."""
+        batch: Any = self.training_env.unwrapped
+        indices = getattr(batch, "task_indices", None)
+        if indices is not None:  # a batch of simulations has them at hand, with infos or without
+            newest = indices.argmax()
+            return dataclasses.replace(due, index=int(indices[newest]), value=float(batch.task_values[newest]))
         tasks = [
             (info["task_index"], info["task_value"], info.get("task_name", ""))
             for info in self.locals.get("infos", ())

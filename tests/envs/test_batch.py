@@ -11,6 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
+from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
 from sb3_plasticity.envs import Task
 from sb3_plasticity.envs.batched import NotBatchableError
 from sb3_plasticity.envs.physics import PARAMETERS
@@ -282,6 +283,40 @@ def test_pickling_makes_it_anew():
     copy = pickle.loads(pickle.dumps(batch))
     assert copy.get_attr("clock")[0].step == 0 and copy.get_attr("switch") == ["immediate"] * 2
     np.testing.assert_array_equal(copy.reset(), first)
+
+
+def test_infos_of_episodes_only():
+    keywords = {"seed": 3, "schedule": CYCLE, "switch": "immediate", "max_episode_steps": 30}
+    full = MujocoBatchVecEnv("SlipperyHopper-v0", 4, **keywords)
+    brief = MujocoBatchVecEnv("SlipperyHopper-v0", 4, infos="episode", **keywords)
+    assert_same_reset(full, brief)
+    rng, episodes = np.random.default_rng(0), 0
+    for _ in range(70):
+        actions = rng.uniform(-1, 1, (4, 3)).astype(np.float32)
+        first, second = full.step(actions), brief.step(actions)
+        for a, b in zip(first[:3], second[:3], strict=True):
+            np.testing.assert_array_equal(a, b)
+        for one, other, done in zip(first[3], second[3], first[2], strict=True):
+            if done:
+                episodes += 1
+                assert_same_info(one, other)
+            else:
+                assert not other
+                with pytest.raises(TypeError):
+                    other["mine"] = 1
+        assert [info["task_index"] for info in first[3]] == brief.task_indices.tolist()
+        assert [info["task_value"] for info in first[3]] == brief.task_values.tolist()
+    assert episodes > 8
+    with pytest.raises(ValueError, match=r"`infos` must be one of 'all', 'episode', got 'none'"):
+        MujocoBatchVecEnv("SlipperyHopper-v0", 4, infos="none")
+
+
+def test_training_with_infos_of_episodes_only():
+    changes = []
+    env = MujocoBatchVecEnv("SlipperyHopper-v0", 4, seed=0, infos="episode", schedule={**CYCLE, "period": 128})
+    model = PPO("MlpPolicy", VecNormalize(env), n_steps=64, batch_size=64, n_epochs=1, device="cpu")
+    model.learn(512, callback=TaskSyncCallback(lambda old, new: changes.append((new.index, new.value))))
+    assert changes == [(1, 2.3), (2, 1.1), (3, 0.3)] and len(model.ep_info_buffer) > 3
 
 
 def test_contact_forces_are_refused_or_left_to_a_dummy(caplog):
