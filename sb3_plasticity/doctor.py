@@ -5,12 +5,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from importlib import metadata
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
+
+from sb3_plasticity.common.checks import nearest
+from sb3_plasticity.zoo.errors import UsageError
 
 DISTRIBUTION = "sb3-plasticity"
 # These run in processes of their own: a missing display or a broken compiler may abort one.
@@ -100,7 +103,7 @@ def threads() -> Iterator[Finding]:
 
 def simulation() -> Iterator[Finding]:
     """Step our environments in a batch."""
-    done, text = run(SIMULATE)
+    done, text = run_code(SIMULATE)
     advice = "" if done else "pip install 'mujoco>=4.0,<5'"
     yield Finding("ok" if done else "missing", "simulation", text, advice)
 
@@ -122,7 +125,7 @@ def rendering() -> Iterator[Finding]:
         elif backend == "glfw" and not display:
             done, text = False, "no display"
         else:
-            done, text = run(RENDER, MUJOCO_GL=backend)
+            done, text = run_code(RENDER, MUJOCO_GL=backend)
         works += [backend] * done
         yield Finding("ok" if done else "without", f"MUJOCO_GL={backend}", text, "" if done or works else advice)
     if not works:
@@ -137,7 +140,7 @@ def rendering() -> Iterator[Finding]:
 
 def compiler() -> Iterator[Finding]:
     """Compile a function as ``compile=True`` would."""
-    done, text = run(COMPILE)
+    done, text = run_code(COMPILE)
     advice = "PPO_L2ER(compile=True): Debian, Ubuntu: apt install g++ python3-dev"
     yield Finding("ok" if done else "without", "torch.compile", text, "" if done else advice)
 
@@ -151,7 +154,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 
-def run(code: str, **environment: str) -> tuple[bool, str]:
+def run_code(code: str, **environment: str) -> tuple[bool, str]:
     """
     Run Python code in a process of its own.
 
@@ -175,22 +178,31 @@ def run(code: str, **environment: str) -> tuple[bool, str]:
     return process.returncode == 0, lines[-1].strip() if lines else f"exit status {process.returncode}"
 
 
-def main(arguments: Sequence[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
-    Report on the installation.
+    Add the command's options.
 
-    :param arguments: of the command line: names of checks, none for all
-    :return: exit status: 1 if something is missing that every use needs
+    :param parser: of the command
     """
-    parser = argparse.ArgumentParser("sb3-plasticity doctor", description=__doc__)
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"one or more of {', '.join(CHECKS)}; all if none")
-    chosen = parser.parse_args(arguments).checks or list(CHECKS)
-    if unknown := [name for name in chosen if name not in CHECKS]:
-        parser.error(f"{unknown[0]!r}: accepted are {', '.join(CHECKS)}")
-    print(f"Python {platform.python_version()}, {platform.platform()}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """
+    Report on the installation, as it is found.
+
+    :param options: of the command line
+    :return: exit status: 1 if something is missing that every use needs
+    :raises UsageError: for a check that there is not
+    """
+    chosen = options.checks or list(CHECKS)
+    for name in chosen:
+        if name not in CHECKS:
+            raise UsageError(f"doctor: must be of {', '.join(CHECKS)}, got {name!r}{nearest(name, CHECKS)}")
+    print(f"Python {platform.python_version()}, {platform.platform()}", flush=True)
     status = 0
     for name in chosen:
-        print(f"\n{name}")
+        print(f"\n{name}", flush=True)
         try:
             for finding in CHECKS[name]():
                 status |= finding.state == "missing"

@@ -18,8 +18,20 @@ ALLOWED = {
     "sb3_plasticity/callbacks": {"agents", "common", "curvature", "envs", "mitigations"},
     "sb3_plasticity/ppo_l2er": {"agents", "callbacks", "common", "mitigations", "vec_env", "zoo_configs"},
     "sb3_plasticity/vec_env.py": {"common", "envs"},
-    "sb3_plasticity/zoo": {"callbacks", "cli", "common", "curvature", "envs", "ppo_l2er", "vec_env", "zoo_configs"},
+    "sb3_plasticity/zoo": {
+        "callbacks",
+        "common",
+        "curvature",
+        "envs",
+        "mitigations",
+        "ppo_l2er",
+        "vec_env",
+        "zoo_configs",
+    },
     "sb3_plasticity/study": {"callbacks", "common", "curvature", "envs", "ppo_l2er", "vec_env", "zoo"},
+    "sb3_plasticity/doctor.py": {"common", "zoo"},
+    "sb3_plasticity/cli.py": {"zoo"},
+    "sb3_plasticity/__main__.py": {"cli"},
     "envs": {"common"},  # checks alone, which are plain Python
 }
 PLAIN_TORCH = [

@@ -81,7 +81,7 @@ def _train(study: Study, run: Run, folder: RunFolder) -> None:
         *([] if study.curvature is None else [CurvatureCallback(**study.curvature)]),
         *([] if study.plasticity is None else [PlasticityCallback(**study.plasticity)]),
         *get_callback_list(dict(run.entry)),
-        checkpoints.AtomicCheckpointCallback(max(study.save_freq // env.num_envs, 1), str(folder.checkpoints)),
+        Checkpoints(folder, study.save_freq),
         Progress(folder, seconds),
     ]
     began = time.monotonic()
@@ -200,6 +200,32 @@ class EpisodeLog(BaseCallback):
             if "episode" in info:
                 task = {key: info[key] for key in ("task_index", "task_value")}
                 self._writer.write_row({**info["episode"], "step": self.num_timesteps, **task})
+        return True
+
+
+class Checkpoints(BaseCallback):
+    """
+    Save the model between two rollouts.
+
+    :param folder: of the run
+    :param save_freq: least number of steps from one checkpoint to the next
+    """
+
+    def __init__(self, folder: RunFolder, save_freq: int) -> None:
+        super().__init__()
+        self.folder = folder
+        self.save_freq = save_freq
+        self._saved = 0
+
+    def _on_training_start(self) -> None:
+        self._saved = self.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps - self._saved >= self.save_freq:
+            self._saved = self.num_timesteps
+            checkpoints.save(self.model, self.folder.checkpoints / f"rl_model_{self.num_timesteps}_steps.zip")
+
+    def _on_step(self) -> bool:
         return True
 
 

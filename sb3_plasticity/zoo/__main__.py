@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_plasticity.cli import main
+from sb3_plasticity.zoo.commands import ZOO, main
 
 if __name__ == "__main__":
-    sys.exit(main(zoo_only=True))
+    sys.exit(main(ZOO, "python -m sb3_plasticity.zoo"))

@@ -1,18 +1,18 @@
-"""Checkpoints that a kill cannot spoil, and where each one's normalisation statistics are."""
+"""Models on disk: written so that a kill cannot spoil them, found again, and looked at before they are trusted."""
 
-import re
+import json
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_plasticity.common.files import replacing
 from sb3_plasticity.zoo.errors import UsageError
-
-CHECKPOINT = re.compile(r"(.+)_(\d+)_steps")
+from sb3_plasticity.zoo.folder import CHECKPOINT, RunFolder, step_of
 
 
 def save(model: BaseAlgorithm, path: Path) -> None:
@@ -47,17 +47,6 @@ def statistics_path(model_path: Path) -> Path:
     return model_path.with_suffix("") / "vecnormalize.pkl"
 
 
-def step_of(model_path: Path) -> int | None:
-    """
-    Say at which step a checkpoint was taken.
-
-    :param model_path: ``rl_model_N_steps.zip``, or another model
-    :return: N; None for a model that is no checkpoint
-    """
-    match = CHECKPOINT.fullmatch(model_path.stem)
-    return int(match[2]) if match else None
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     Read what a saved model says of itself.
@@ -72,46 +61,53 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: there is no such file{there}")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            damaged, names = archive.testzip(), archive.namelist()
         if damaged is not None:
             raise UsageError(f"{path}: damaged in {damaged}; an older checkpoint may be whole")
         data, _, _ = load_from_zip_file(path, device="cpu")
     except zipfile.BadZipFile as error:
         raise UsageError(f"{path}: not a whole zip file ({error}); an older checkpoint may be whole") from error
-    except (OSError, KeyError, ValueError, AssertionError, EOFError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # unpickling a foreign or damaged file may raise anything
         raise UsageError(f"{path}: not a whole model of stable-baselines3: {error}") from error
-    if not data or "policy_class" not in data:  # the first half of a model ends in a whole zip file of its weights
+    if not data or "policy_class" not in data or "policy.pth" not in names:
         raise UsageError(f"{path}: not a whole model of stable-baselines3; an older checkpoint may be whole")
     return data
 
 
-class AtomicCheckpointCallback(CheckpointCallback):
+def steps_in(path: Path) -> int | None:
     """
-    Save the model between two rollouts, when at least ``save_freq`` calls have passed since the last time.
+    Say how many steps a saved model was trained for.
 
-    Between rollouts every step that was taken has also been learned from, so a run resumed at step N has lost nothing
-    of its first N steps.
-
-    :param save_freq: least number of calls from one checkpoint to the next
-    :param save_path: folder
-    :param name_prefix: of the files
-    :param verbose: 2 prints every checkpoint
+    :param path: of the zip file
+    :return: the number; None if the file is damaged
     """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return int(json.loads(archive.read("data"))["num_timesteps"])
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
+        return None
 
-    def __init__(self, save_freq: int, save_path: str, name_prefix: str = "rl_model", verbose: int = 0) -> None:
-        super().__init__(save_freq, save_path, name_prefix, verbose=verbose)
-        self._last_save = 0
 
-    def _on_rollout_start(self) -> None:
-        if self.n_calls - self._last_save >= self.save_freq:
-            self._last_save = self.n_calls
-            path = Path(self._checkpoint_path(extension="zip"))
-            save(self.model, path)
-            if self.verbose >= 2:
-                print(f"Saving model checkpoint to {path}")
+def newest_model(folder: RunFolder) -> Path | None:
+    """
+    Find the model that a run goes on from.
 
-    def _on_step(self) -> bool:
-        return True
+    :param folder: of the run
+    :return: the one with the most steps among its checkpoints and its final model; damaged ones are passed over, with a
+        warning; None if there is none
+    """
+    found = {path: step_of(path) for path in folder.checkpoints()}
+    if folder.model.is_file():
+        found[folder.model] = steps_in(folder.model)
+    for path in sorted(found, key=lambda path: found[path] or 0, reverse=True):
+        try:
+            read_checkpoint(path)
+            return path
+        except UsageError as error:
+            warnings.warn(str(error), stacklevel=2)
+    return None
 
 
 class SaveBestModel(BaseCallback):

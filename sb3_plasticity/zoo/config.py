@@ -2,7 +2,11 @@
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+import math
+import types
+import typing
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,9 @@ from gymnasium.envs.registration import load_env_creator
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_plasticity.envs import ENV_IDS
+from sb3_plasticity.common.checks import must_be, nearest
 from sb3_plasticity.ppo_l2er.presets import RUN_KEYS, parse_policy_kwargs, parse_schedule
-from sb3_plasticity.zoo.errors import UsageError, nearest
+from sb3_plasticity.zoo.errors import UsageError
 
 # Keys of an entry that rl_zoo3 reads itself.
 ZOO_KEYS = (
@@ -32,10 +36,12 @@ ZOO_KEYS = (
     "normalize",
     "vec_env_wrapper",
 )
+COUNTS = ("frame_stack", "n_envs", "n_timesteps")
 # Arguments of an algorithm that rl_zoo3 passes itself, or that have no meaning in a file.
 NOT_IN_YAML = ("self", "env", "tensorboard_log", "seed", "verbose", "device", "preset", "_init_setup_model")
 # rl_zoo3 turns these into schedules itself.
 ZOO_SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
+PLAIN = {bool, int, float, str, types.NoneType}
 
 
 def packaged_config(algo: str) -> Path | None:
@@ -56,24 +62,34 @@ def default_config(algo: str, env_id: str, preset: str | None) -> str:
     :param algo: rl_zoo3's name of the algorithm
     :param env_id: of the environment
     :param preset: name given with ``--preset``
-    :return: our file if it has an entry for the environment or a preset is asked for, else rl_zoo3's, if there is one
+    :return: the first that has an entry for the environment: ours, rl_zoo3's, and for ``ppo_l2er`` rl_zoo3's of PPO, so
+        that both are compared with the same tuned hyper-parameters; else the first that there is
+    :raises UsageError: for a preset of an algorithm that has none
     """
     ours = packaged_config(algo)
-    theirs = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml"
-    if ours is not None and (preset or not theirs.is_file() or env_id in read_file(str(ours))):
-        return str(ours)
+    if preset and ours is None:
+        there = sorted(path.stem for path in Path(str(files("sb3_plasticity.zoo_configs"))).glob("*.yml"))
+        raise UsageError(f"--preset {preset}: there are presets for {', '.join(there)}, not {algo}")
     if preset:
-        raise UsageError(f"--preset {preset}: there are presets for {', '.join(algorithms_with_presets())}, not {algo}")
-    return str(theirs)
+        return str(ours)
+    tuned = Path(rl_zoo3.__file__).parent / "hyperparams"
+    names = (algo, "ppo") if algo == "ppo_l2er" else (algo,)
+    candidates = [path for path in (ours, *(tuned / f"{name}.yml" for name in names)) if path and path.is_file()]
+    for path in candidates:
+        keys = read_file(str(path))
+        if env_id in keys or ("atari" in keys and is_atari(env_id)):
+            return str(path)
+    return str(candidates[0] if candidates else tuned / f"{algo}.yml")
 
 
-def algorithms_with_presets() -> list[str]:
+def is_atari(env_id: str) -> bool:
     """
-    List the algorithms that have packaged presets.
+    Say whether rl_zoo3's entry ``atari`` is meant for an environment.
 
-    :return: rl_zoo3's names of them
+    :param env_id: of the environment
+    :return: whether it is an Atari game
     """
-    return sorted(path.stem for path in Path(str(files("sb3_plasticity.zoo_configs"))).glob("*.yml"))
+    return "AtariEnv" in str(gym.registry[env_id].entry_point)
 
 
 def read_file(path: str) -> dict[str, Any]:
@@ -97,12 +113,12 @@ def read_file(path: str) -> dict[str, Any]:
         raise UsageError(f"{path}: there is no such file") from None
     except KeyError:
         raise UsageError(f"{path}: it defines no 'hyperparams'") from None
-    except (OSError, ImportError, AttributeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path}: not YAML: {error}") from error
+    except Exception as error:  # whatever a Python file does
+        raise UsageError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: accepted is a mapping from environment ids to hyper-parameters")
+        raise UsageError(f"{path}: must be a mapping from environment ids to hyper-parameters")
     return content
 
 
@@ -126,7 +142,7 @@ def find_entry(content: Mapping[str, Any], path: str, env_id: str, preset: str |
         key = preset
     elif env_id in names:
         key = env_id
-    elif "atari" in names and "AtariEnv" in str(gym.registry[env_id].entry_point):
+    elif "atari" in names and is_atari(env_id):
         key = "atari"
     elif "default" in names:
         key = "default"
@@ -134,48 +150,90 @@ def find_entry(content: Mapping[str, Any], path: str, env_id: str, preset: str |
         raise UsageError(f"{path}: no entry for {env_id!r}{nearest(env_id, names)}, and none called 'default'")
     entry = content[key]
     if not isinstance(entry, dict):
-        raise UsageError(f"{path}: {key}: accepted is a mapping of hyper-parameters, this is {entry!r}")
+        raise UsageError(f"{path}: {key}: must be a mapping of hyper-parameters, got {entry!r}")
     return key, dict(entry)
 
 
 def check_entry(entry: Mapping[str, Any], where: str, algo: str, env_id: str) -> None:
     """
-    Refuse keys that would not do what their writer meant.
+    Refuse keys and values that would not do what their writer meant.
 
     :param entry: hyper-parameters
     :param where: file and entry, for the message
     :param algo: rl_zoo3's name of the algorithm
     :param env_id: of the environment
-    :raises UsageError: for an unknown key, with the nearest one that is known
+    :raises UsageError: for an unknown key, with the nearest one that is known, or a value of the wrong kind
     """
-    algorithm = ALGOS[algo]
-    accepted = {*ZOO_KEYS, *RUN_KEYS, *_parameters(algorithm)} - {*NOT_IN_YAML}
-    check_names(entry, accepted, where)
+    arguments = arguments_of(ALGOS[algo])
+    check_names(entry, {*ZOO_KEYS, *RUN_KEYS, *arguments} - {*NOT_IN_YAML}, where)
+    for key, value in entry.items():
+        try:
+            _check_value(key, value, int if key in COUNTS else arguments.get(key, Any))
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from error
     if isinstance(entry.get("policy_kwargs"), Mapping):
-        known = policy_arguments(algorithm, entry.get("policy"))
+        known = policy_arguments(ALGOS[algo], entry.get("policy"))
         check_names(entry["policy_kwargs"], known, f"{where}: policy_kwargs")
     for key in ("env_kwargs", "eval_env_kwargs"):
         if entry.get(key) is not None:
             check_env_kwargs(entry[key], env_id, f"{where}: {key}")
 
 
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    """Refuse what is not of the kinds that an annotation lists, where it lists plain kinds (and schedules) only."""
+    kinds = set(typing.get_args(hint)) if isinstance(hint, types.UnionType | typing._UnionGenericAlias) else {hint}  # type: ignore[attr-defined]
+    schedule = any(typing.get_origin(kind) is Callable for kind in kinds)
+    kinds = {kind for kind in kinds if typing.get_origin(kind) is not Callable}
+    if not kinds <= PLAIN or str in kinds:
+        return
+    value = _number(value) if isinstance(value, str) else value
+    if isinstance(value, str) and value.startswith("lin_") and schedule:
+        return
+    if value is None and types.NoneType in kinds:
+        return
+    words = "True or False" if kinds == {bool} else "a whole number" if float not in kinds else "a number"
+    fits = isinstance(value, bool) if kinds == {bool} else isinstance(value, int | float) and not math.isnan(value)
+    if fits and float not in kinds and bool not in kinds:
+        fits = isinstance(value, int) or (name in COUNTS and math.isfinite(value) and int(value) == value)
+    if fits and name in COUNTS:
+        fits, words = value >= 1, "a whole number >= 1"
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        raise must_be(name, words + " or a schedule such as lin_1e-3" * schedule, value)
+
+
 def check_env_kwargs(env_kwargs: Any, env_id: str, where: str) -> None:
     """
-    Refuse keywords that our environments do not have.
+    Refuse keywords that an environment does not have.
 
     :param env_kwargs: keywords
-    :param env_id: of the environment; those of others are left to themselves
+    :param env_id: of the environment; one that takes any keyword is left to itself
     :param where: for the message
     :raises UsageError: for an unknown keyword
     """
     if not isinstance(env_kwargs, Mapping):
-        raise UsageError(f"{where}: accepted is a mapping of keywords, this is {env_kwargs!r}")
-    if env_id in ENV_IDS:
-        creator = load_env_creator(str(gym.spec(env_id).entry_point))
-        check_names(env_kwargs, _parameters(creator), where)  # type: ignore[arg-type]
+        raise UsageError(f"{where}: must be a mapping of keywords, got {env_kwargs!r}")
+    if env_kwargs and (accepted := environment_arguments(env_id)) is not None:
+        check_names(env_kwargs, accepted, where)
 
 
-def check_names(given: Iterable[str], accepted: Iterable[str], where: str) -> None:
+def environment_arguments(env_id: str) -> set[str] | None:
+    """
+    List the keywords of an environment.
+
+    :param env_id: of the environment
+    :return: their names; None if it takes any, or cannot be asked
+    """
+    entry_point = gym.spec(env_id).entry_point
+    try:
+        creator: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+        if not isinstance(creator, type) or "kwargs" in (names := set(arguments_of(creator))):
+            return None
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return None
+    return names | {"render_mode", "max_episode_steps", "disable_env_checker"}
+
+
+def check_names(given: Iterable[Any], accepted: Iterable[str], where: str) -> None:
     """
     Refuse unknown names.
 
@@ -201,7 +259,7 @@ def policy_arguments(algorithm: type, policy: Any) -> set[str]:
     """
     aliases: dict[str, type[BasePolicy]] = algorithm.policy_aliases  # type: ignore[attr-defined]
     cls = aliases.get(str(policy), next(iter(aliases.values())))
-    return _parameters(cls) - {"self", "observation_space", "action_space", "lr_schedule"}
+    return set(arguments_of(cls)) - {"observation_space", "action_space", "lr_schedule", "kwargs"}
 
 
 def parse_entry(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -209,7 +267,8 @@ def parse_entry(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     Give the values of an entry the types that the algorithm takes, beyond what rl_zoo3 does itself.
 
     ``lin_X`` becomes a linear schedule for any key, a ``policy_kwargs`` that is a mapping may name its
-    ``activation_fn`` and ``optimizer_class``, and a number that YAML reads as text (``3e-4``) becomes a number.
+    ``activation_fn`` and ``optimizer_class``, a number that YAML reads as text (``3e-4``) becomes a number, and
+    ``clip_range_vf: null`` is what it says.
 
     :param entry: hyper-parameters
     :param where: file and entry, for messages
@@ -218,11 +277,12 @@ def parse_entry(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     parsed = {}
     for key, value in entry.items():
+        if key == "clip_range_vf" and value is None:  # rl_zoo3 refuses it, and it is the default
+            continue
         try:
             if key == "policy_kwargs" and isinstance(value, Mapping):
                 value = parse_policy_kwargs(value)
             elif isinstance(value, str):
-                # YAML 1.1, PyYAML's dialect, takes 3e-4 for text: numbers need a dot there.
                 value = _number(value)
                 if key not in ZOO_SCHEDULES:
                     value = parse_schedule(value)
@@ -234,21 +294,81 @@ def parse_entry(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     return parsed
 
 
-def _number(text: str) -> Any:
+def read_zoo_file(path: Path) -> dict[str, Any]:
+    """
+    Read a file that rl_zoo3 wrote beside a model.
+
+    :param path: ``args.yml`` or ``config.yml``
+    :return: its content
+    :raises UsageError: if it is no such file
+    """
     try:
-        return float(text) if text[:1] in "+-.0123456789" else text
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_ZooLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not as rl_zoo3 wrote it: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: not as rl_zoo3 wrote it")
+    return dict(content)
+
+
+class _ZooLoader(yaml.FullLoader):
+    """Reads what rl_zoo3 writes: an OrderedDict, tuples and names of classes, but no code."""
+
+
+_ZooLoader.add_constructor(
+    "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
+    lambda loader, node: OrderedDict(loader.construct_sequence(node, deep=True)[0]),  # type: ignore[arg-type]
+)
+
+
+def merged(entry: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Put hyper-parameters above an entry's; mappings of keywords are joined.
+
+    :param entry: the lower ones
+    :param above: the upper ones
+    :return: a new mapping
+    """
+    joined = {
+        key: {**entry[key], **above[key]}
+        for key in ("policy_kwargs", "env_kwargs", "eval_env_kwargs")
+        if isinstance(entry.get(key), Mapping) and isinstance(above.get(key), Mapping)
+    }
+    return {**entry, **above, **joined}
+
+
+def _number(text: str) -> Any:
+    # YAML 1.1, PyYAML's dialect, takes 3e-4 for text: numbers need a dot there.
+    try:
+        return float(text) if text[:1] in tuple("+-.0123456789") else text
     except ValueError:
         return text
 
 
-def _parameters(cls: type) -> set[str]:
-    """Names of the arguments of a class, those that it passes on to its bases included."""
-    names: set[str] = set()
+def arguments_of(cls: type) -> dict[str, Any]:
+    """
+    Names and annotations of the arguments of a class, those that it passes on to its bases included; ``kwargs`` is
+    among them if it takes any name.
+    """
+    found: dict[str, Any] = {}
     for base in inspect.getmro(cls):
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        init: Callable[..., None] = vars(base)["__init__"]
+        parameters = inspect.signature(init).parameters.values()
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, _annotation(parameter.annotation, init))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return names - {"self"}
+    else:
+        found["kwargs"] = Any
+    found.pop("self", None)
+    return found
+
+
+def _annotation(annotation: Any, function: Any) -> Any:
+    try:
+        return eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation
+    except Exception:  # a name that only a type checker imports
+        return Any

@@ -1,20 +1,15 @@
-"""Errors a user can mend: one line, exit status 2."""
+"""Errors that a command ends with in one line."""
 
-import difflib
-from collections.abc import Iterable
+from sb3_plasticity.common.checks import nearest as nearest
 
 
 class UsageError(Exception):
-    """A mistake in what the user gave; the message names where it is and what is accepted."""
+    """A mistake in what the user gave; the message names where it is and what is accepted. Exit status 2."""
 
 
-def nearest(name: object, names: Iterable[str]) -> str:
-    """
-    Suggest the name that was meant.
+class SetupError(UsageError):
+    """A mistake in hyper-parameters that shows when environments, agent or the first update are made of them."""
 
-    :param name: as given
-    :param names: that are accepted
-    :return: `` (did you mean 'x'?)``, or nothing if no name is close
-    """
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+
+class RunError(Exception):
+    """What was begun could not be brought to its end. Exit status 1."""

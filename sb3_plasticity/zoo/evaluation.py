@@ -1,7 +1,10 @@
 """Two evaluations: on the task that training is in, and on a fixed set of tasks."""
 
 import math
+import warnings
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +12,70 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_plasticity.envs import Schedule
+from sb3_plasticity.envs import Schedule, Task
 from sb3_plasticity.envs.schedules import Sinusoid
 
 N_TASKS = 5
 
 
-def fixed_tasks(schedule: Schedule, tasks: list[int] | None = None) -> list[float]:
+@dataclass(frozen=True)
+class FixedTasks:
     """
-    Choose the tasks that models are compared on, whatever task training is in.
+    The tasks that models are compared on, whatever task training is in.
 
-    :param schedule: of the training environment
-    :param tasks: indices of its tasks; None for the first five, or five points evenly spread over a sinusoid's range
-    :return: a value for each task, without repetitions
+    :param indices: in the schedule of the environments
+    :param labels: a name for each
+    :param env_kwargs: what the environments need to have these tasks
     """
-    if tasks is not None:
-        return [schedule.task(index).value for index in tasks]
-    if isinstance(schedule, Sinusoid):
-        return np.linspace(schedule.low, schedule.high, N_TASKS).tolist()
-    values: dict[float, None] = {}
+
+    indices: list[int]
+    labels: list[str]
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def fixed_tasks(env: VecEnv, tasks: list[int] | None = None) -> FixedTasks:
+    """
+    Choose the tasks that models are compared on.
+
+    :param env: of evaluation
+    :param tasks: indices; None for the one that the environments are frozen in, else for the schedule's first five, or
+        five points evenly spread over a sinusoid's range
+    :return: tasks that differ
+    """
+    schedule: Schedule = env.get_attr("schedule")[0]
+    frozen: Task | None = env.get_attr("clock")[0].frozen
+    parameter = env.get_attr("parameter")[0] if env.has_attr("parameter") else None
+    name = str(getattr(parameter, "name", None) or "task")
+    if tasks is None and frozen is not None:
+        tasks = [frozen.index]
+    if tasks is None and isinstance(schedule, Sinusoid):
+        values = np.linspace(schedule.low, schedule.high, N_TASKS).tolist()
+        table = {"kind": "cyclic", "values": values, "period": 1}
+        return FixedTasks(list(range(N_TASKS)), [_label(name, Task(0, value)) for value in values], {"schedule": table})
+    chosen = first_tasks(schedule) if tasks is None else [schedule.task(index) for index in tasks]
+    labels = [_label(name, task) for task in chosen]
+    return FixedTasks([task.index for task in chosen], labels, {"task": None} if frozen is not None else {})
+
+
+def first_tasks(schedule: Schedule) -> list[Task]:
+    """
+    List a schedule's first tasks.
+
+    :param schedule: that may end
+    :return: at most five of different values
+    """
+    found: dict[float, Task] = {}
     for index in range(N_TASKS):
         try:
-            values[schedule.task(index).value] = None
+            task = schedule.task(index)
         except ValueError:  # schedules may end
             break
-    return list(values)
+        found.setdefault(task.value, task)
+    return list(found.values())
+
+
+def _label(parameter: str, task: Task) -> str:
+    return str(getattr(task, "name", None) or f"{parameter}_{task.value:.3g}")
 
 
 def episodes_for(n_tasks: int, n_episodes: int) -> int:
@@ -70,6 +112,7 @@ class Evaluation(EvalCallback):
     :param record: ``.npz`` file of all evaluations
     :param labels: a name for the task of each environment, each of which is then logged by itself
     :param callback_on_new_best: called when the mean return is the best so far
+    :param start: step that the run goes on from; evaluations up to there that the record holds are kept
     :param kwargs: further arguments of ``EvalCallback``
     """
 
@@ -80,6 +123,7 @@ class Evaluation(EvalCallback):
         record: Path,
         labels: list[str] | None = None,
         callback_on_new_best: BaseCallback | None = None,
+        start: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(eval_env, callback_on_new_best, **kwargs)
@@ -88,6 +132,20 @@ class Evaluation(EvalCallback):
         self.labels = labels
         self.log_path = str(record.with_name(f".partial-{record.stem}"))
         self._returns: list[list[float]] = []
+        if start and record.is_file():
+            self._take_up(start)
+
+    def _take_up(self, start: int) -> None:
+        try:
+            with np.load(self.record) as before:
+                kept = before["timesteps"] <= start
+                self.evaluations_timesteps = before["timesteps"][kept].tolist()
+                self.evaluations_results = before["results"][kept].tolist()
+                self.evaluations_length = before["ep_lengths"][kept].tolist()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            warnings.warn(f"{self.record}: {error}", stacklevel=2)
+            return
+        self.best_mean_reward = max((float(np.mean(one)) for one in self.evaluations_results), default=-np.inf)
 
     @property
     def logger(self) -> Any:

@@ -293,6 +293,23 @@ def file_name(env_id: str) -> str:
     return env_id.rpartition(":")[2].replace("/", "-")
 
 
+def make_new(path: Path) -> Path:
+    """
+    Make a folder that no other process has made, not even one that does so at the same moment.
+
+    :param path: of the folder; ``<name>-2``, ``<name>-3`` are tried if there is one
+    :return: the folder
+    """
+    number, new = 1, path
+    while True:
+        try:
+            new.mkdir(parents=True)
+            return new
+        except FileExistsError:
+            number += 1
+            new = path.with_name(f"{path.name}-{number}")
+
+
 def step_of(model_path: Path) -> int | None:
     """
     Say at which step a checkpoint was taken.

@@ -1,14 +1,18 @@
 """What a run is: everything that its training depends on, as ``run.json`` keeps it."""
 
+import pkgutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sb3_plasticity.common.machine import machine
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder
+
+# How run.json marks a tuple and the name of a class.
+TUPLE, NAME = "python/tuple", "python/name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,8 @@ class RunSpec:
     :param save_replay_buffer: whether to keep the replay buffer with the final model
     :param tensorboard_log: folder for TensorBoard's events, one in it for each run; empty for the run's own folder
     :param gym_packages: to import, for their environments
+    :param truncate_last_trajectory: of a HER replay buffer that is loaded
+    :param trained_agent: model that the run began from; empty for none
     :param tags: what a study or a user wants to be kept with the run
     """
 
@@ -53,6 +59,8 @@ class RunSpec:
     save_replay_buffer: bool = False
     tensorboard_log: str = ""
     gym_packages: list[str] = field(default_factory=list)
+    truncate_last_trajectory: bool = True
+    trained_agent: str = ""
     tags: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -66,7 +74,9 @@ class RunSpec:
         """
         description = folder.description()
         try:
-            return cls(**{item.name: description[item.name] for item in fields(cls) if item.name in description})
+            return cls(
+                **{item.name: _decode(description[item.name]) for item in fields(cls) if item.name in description}
+            )
         except TypeError as error:
             raise UsageError(f"{folder.path}: no folder of a run: {folder.path / 'run.json'}: {error}") from error
 
@@ -76,7 +86,33 @@ class RunSpec:
 
         :param folder: of the run
         """
-        folder.write_description({**asdict(self), **made_with()})
+        folder.write_description({**{key: _encode(value) for key, value in vars(self).items()}, **made_with()})
+
+
+def _encode(value: Any) -> Any:
+    """Write what JSON has no word for: classes and functions, which Python files and -params may name, and tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): _encode(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return {TUPLE: [_encode(one) for one in value]}
+    if isinstance(value, list):
+        return [_encode(one) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    name = getattr(value, "__qualname__", "<")
+    if "<" in name or not hasattr(value, "__module__"):
+        raise UsageError(f"hyper-parameters must be numbers, texts, lists, mappings or named classes, got {value!r}")
+    return {NAME: f"{value.__module__}:{name}"}
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {TUPLE}:
+        return tuple(_decode(one) for one in value[TUPLE])
+    return pkgutil.resolve_name(value[NAME]) if value.keys() == {NAME} else {k: _decode(v) for k, v in value.items()}
 
 
 def note_resumed(folder: RunFolder, step: int) -> None:

@@ -27,7 +27,7 @@ def train(capsys):
 
     def run(*arguments):
         capsys.readouterr()
-        status = main(["train", *arguments], zoo_only=True)
+        status = main(["train", *arguments])
         return status, capsys.readouterr().err
 
     return run
@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
             "runs",
         ]
         evaluation = ["--eval-freq", "200", "--eval-episodes", "1", "--eval-env-kwargs", "reset_noise_scale:0.01"]
-        assert main(["train", "--algo", "ppo_l2er", *options, *evaluation], zoo_only=True) == 0
+        assert main(["train", "--algo", "ppo_l2er", *options, *evaluation]) == 0
         yield folder
     finally:
         os.chdir(before)

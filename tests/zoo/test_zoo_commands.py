@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+from stable_baselines3 import PPO
 
 from sb3_plasticity import doctor
 from sb3_plasticity.cli import main
@@ -25,8 +26,14 @@ def test_the_readmes_commands(command):
     output = command("enjoy", *AGENT, "--task", "2", "-n", "10")
     assert "No display: nothing is drawn" in output
     assert "Task 2: friction 1" in output
-    command("plots", "plot_train", "-a", "ppo_l2er", "-e", "SlipperyAnt-v0", "-f", "logs", "-w", "1")
-    assert Path("plot_train.png").is_file()
+    cart = ["--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--verbose", "0", "--device", "cpu"]
+    command("train", "--algo", "ppo_l2er", *cart, "-params", "n_envs:2", "n_steps:64", "batch_size:64", "n_epochs:1")
+    plot = ["plots", "plot_train", "-a", "ppo_l2er", "-e", "CartPole-v1", "-f", "logs"]
+    assert "no run has 100 episodes" in command(*plot, status=2)
+    command(*plot, "-w", "2")
+    before = Path("plot_train.png").read_bytes()
+    command(*plot, "-w", "3")
+    assert Path("plot_train.png").read_bytes() == before and Path("plot_train-2.png").is_file()
     command("plots", "all_plots", "-a", "ppo_l2er", "-e", "SlipperyAnt-v0", "-f", "logs", "--no-display", "-o", "all")
     assert Path("all.pkl").is_file()
     output = command(
@@ -41,23 +48,31 @@ def test_filming_without_a_display(command, trained):
         headless_backend()
     except RuntimeError as error:
         pytest.skip(str(error))
-    output = command("record_video", *AGENT, "--load-best", "--task", "1", "-n", "10")
+    command("record_video", *AGENT, "--load-best", "--task", "0", "-n", "5")
+    output = command("record_video", *AGENT, "--load-best", "--task", "1", "-n", "5")
+    assert "Filming" in output
     assert "Task 1: friction 0.5" in output
-    assert list(Path("logs").rglob("best-model-*.mp4"))
+    names = {path.name for path in Path("logs").rglob("*.mp4")}
+    (step,) = {int(name.split("-at-")[1].split("-")[0]) for name in names}
+    assert names == {f"ppo_l2er-best_model-at-{step}-task-{task}.mp4" for task in (0, 1)}
+    film = next(Path("logs").rglob("*-task-1.mp4"))
+    before = film.read_bytes()
+    command("record_video", *AGENT, "--load-best", "--task", "1", "-n", "5")
+    assert film.read_bytes() == before and film.with_stem(f"{film.stem}-2").is_file()
 
 
 def test_showing_the_best_model(trained, capsys):
-    assert main(["enjoy", *AGENT, "--load-best", "-n", "10", "--task", "0"], zoo_only=True) == 0
+    assert main(["enjoy", *AGENT, "--load-best", "-n", "10", "--task", "0"]) == 0
     assert "Task 0: friction 0.2" in capsys.readouterr().out
 
 
 def test_showing_a_checkpoint_takes_its_own_statistics(trained, capsys):
     checkpoint = ["enjoy", *AGENT, "--load-checkpoint", "256", "-n", "10"]
-    assert main(checkpoint, zoo_only=True) == 0
+    assert main(checkpoint) == 0
     path = Path("logs/ppo_l2er/SlipperyAnt-v0_1/rl_model_vecnormalize_256_steps.pkl")
     path.rename("moved.pkl")
     try:
-        assert main(checkpoint, zoo_only=True) == 2
+        assert main(checkpoint) == 2
     finally:
         Path("moved.pkl").rename(path)
     assert f"{path}: the normalisation statistics of" in capsys.readouterr().err
@@ -86,17 +101,35 @@ def test_stock_algorithms_train_on_our_environments(train):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["tarin"], "accepted are train, enjoy"),
-        (["plots", "plot_tarin"], "accepted are all_plots"),
-        (["enjoy", *AGENT, "--exp-id", "7"], "SlipperyAnt-v0_7 folder was not found"),
-        (["enjoy", "--algo", "ppo", "--env", "CartPole-v1", "--task", "1"], "only SlipperyAnt-v0, "),
+        (["tarin"], "(did you mean 'train'?)"),
+        (["plots", "plot_tarin"], "(did you mean 'plot_train'?)"),
+        (["enjoy", *AGENT, "--exp-id", "7"], "SlipperyAnt-v0_7: there is no such folder"),
+        (["enjoy", *AGENT, "--detreministic"], "(did you mean '--deterministic'?)"),
+        (["doctor", "pakages"], "(did you mean 'packages'?)"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, text, capsys):
-    assert main(arguments, zoo_only=True) == 2
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert text in error
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "enjoy", "record_video", "benchmark", "plots", "plots plot_train", "doctor"]
+)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    assert f"usage: sb3-plasticity {command}" in capsys.readouterr().out
+
+
+def test_a_task_of_a_world_without_tasks_is_refused(tmp_path, capsys):
+    PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu").save(tmp_path / "model.zip")
+    assert main(["enjoy", str(tmp_path / "model.zip"), "--task", "1", "--no-render"]) == 2
+    assert "--task 1: CartPole-v1 has no tasks" in capsys.readouterr().err
+    assert main(["enjoy", str(tmp_path / "model.zip"), "-n", "60", "--no-render", "--stochastic"]) == 0
+    assert "episodes: return" in capsys.readouterr().out
 
 
 def test_help_lists_the_commands(capsys):
@@ -112,7 +145,7 @@ def test_without_the_extra_the_command_says_so(tmp_path):
 
 
 def test_doctor_finds_packages_and_threads(capsys):
-    assert doctor.main(["packages", "threads", "simulation"]) == 0
+    assert main(["doctor", "packages", "threads", "simulation"]) == 0
     report = capsys.readouterr().out
     for line in ("ok       torch ", "ok       rl_zoo3", "ok       processors", "with batches of simulations"):
         assert line in report
@@ -128,16 +161,16 @@ def test_doctor_says_what_to_install(monkeypatch, capsys):
         return versions.get(name) or real(name)
 
     monkeypatch.setattr(doctor.metadata, "version", version)
-    assert doctor.main(["packages"]) == 1
+    assert main(["doctor", "packages"]) == 1
     report = capsys.readouterr().out
     assert "missing  torch                1.0, tested is" in report
     assert "rl_zoo3              not installed  -> pip install 'sb3-plasticity[zoo]'" in report
-    assert doctor.run("raise SystemExit('broken')") == (False, "broken")
+    assert doctor.run_code("raise SystemExit('broken')") == (False, "broken")
 
 
 @pytest.mark.slow
 def test_doctor_tries_rendering_and_the_compiler(capsys):
-    doctor.main(["rendering", "compiler"])
+    main(["doctor", "rendering", "compiler"])
     report = capsys.readouterr().out
     assert "MUJOCO_GL=egl" in report
     assert "torch.compile" in report

@@ -1,4 +1,3 @@
-import argparse
 import copy
 import math
 import re
@@ -14,9 +13,10 @@ from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.cli import main
 from sb3_plasticity.envs import ENV_IDS
 from sb3_plasticity.zoo import config
-from sb3_plasticity.zoo.manager import PlasticityExperimentManager
-from sb3_plasticity.zoo.parser import parse_value
+from sb3_plasticity.zoo.experiment import Experiment
+from sb3_plasticity.zoo.options import parse_value
 from sb3_plasticity.zoo.registration import register
+from sb3_plasticity.zoo.train import make_spec
 
 register()
 CONTENT = {algo: config.read_file(str(config.packaged_config(algo))) for algo in ("ppo", "ppo_l2er")}
@@ -29,11 +29,10 @@ PRESETS = [
 
 
 def build(algo, *, preset=None, env_id="SlipperyAnt-v0", **hyperparams):
-    args = argparse.Namespace(preset=preset)
-    options = {"env_kwargs": {}, "hyperparams": hyperparams, "eval_freq": -1, "verbose": 0, "seed": 0, "device": "cpu"}
-    manager = PlasticityExperimentManager(args, algo, env_id, "logs", **options)
-    model, _ = manager.setup_experiment()
-    return manager, model
+    options = {"algo": algo, "env": env_id, "preset": preset, "hyperparams": hyperparams, "seed": 0, "device": "cpu"}
+    spec, _ = make_spec(options)
+    experiment = Experiment(spec, Path("logs"))
+    return experiment, experiment.make_model()
 
 
 @pytest.mark.parametrize("algo", CONTENT)
@@ -128,10 +127,26 @@ def test_evaluation_gets_the_environment_of_training():
 def test_other_environments_and_algorithms_find_their_hyperparameters():
     assert config.default_config("ppo", "CartPole-v1", None).endswith("rl_zoo3/hyperparams/ppo.yml")
     assert config.default_config("sac", "SlipperyAnt-v0", None).endswith("rl_zoo3/hyperparams/sac.yml")
-    assert Path(config.default_config("ppo_l2er", "CartPole-v1", None)) == config.packaged_config("ppo_l2er")
+    assert Path(config.default_config("ppo_l2er", "Blackjack-v1", None)) == config.packaged_config("ppo_l2er")
     manager, _ = build("ppo_l2er", env_id="CartPole-v1", n_steps=64)
     assert manager.vec_env == "dummy"
     gym.make("CartPole-v1").close()
+
+
+def test_ppo_l2er_is_compared_with_rl_zoos_tuned_ppo():
+    """Where there is no entry of ours, both algorithms have the same hyper-parameters; L2-ER has its own defaults."""
+    _, ours = build("ppo_l2er", env_id="CartPole-v1")
+    _, theirs = build("ppo", env_id="CartPole-v1")
+    assert (theirs.n_envs, theirs.n_steps, theirs.batch_size, theirs.n_epochs) == (8, 32, 256, 20)
+    for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert (ours.learning_rate(0.5), ours.clip_range(0.5)) == (theirs.learning_rate(0.5), theirs.clip_range(0.5))
+    assert (ours.er_coef(1.0), ours.l2_coef(1.0)) == (1e-3, 5e-4)
+
+
+def test_no_clipping_of_the_value_may_be_written_down():
+    _, model = build("ppo", clip_range_vf=None)
+    assert model.clip_range_vf is None
 
 
 @pytest.mark.parametrize(
@@ -157,12 +172,19 @@ WRONG_FILES = {
     "SlipperyAnt-v0: {policy: MlpPolicy, policy_kwargs: {net_arhc: [4]}}": "policy_kwargs: unknown key.*'net_arch'",
     "SlipperyAnt-v0: {policy: MlpPolicy, env_kwargs: {parametre: mass}}": "env_kwargs: unknown key.*'parameter'",
     "SlipperyAnt-v0: {policy: MlpPolicy, env_kwargs: {schedule: log_unifrom}}": "wrong.yml.*'log_uniform'",
-    "SlipperyAnt-v0: {policy: MlpPolicy, policy_kwargs: {activation_fn: RelU}}": "activation_fn='RelU'.*'ReLU'",
-    "SlipperyAnt-v0: {policy: MlpPolicy, er_coef: lin_x}": "er_coef: 'lin_x'",
-    "SlipperyAnt-v0: {policy: MlpPolicy, vec_env: bacth}": "vec_env: 'bacth'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, policy_kwargs: {activation_fn: RelU}}": "activation_fn.*'RelU'.*'ReLU'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, er_coef: lin_x}": "er_coef.*'lin_x'",
+    "SlipperyAnt-v0: {policy: MlpPolicy, vec_env: bacth}": "`vec_env` must be one of .*'bacth'",
     "SliperyAnt-v0: {policy: MlpPolicy}": "no entry for 'SlipperyAnt-v0' .*'SliperyAnt-v0'",
     "SlipperyAnt-v0: [1": "not YAML",
-    "- 1": "accepted is a mapping",
+    "- 1": "must be a mapping",
+    "SlipperyAnt-v0: {policy: MlpPolicy, n_epochs: ten}": "wrong.yml: SlipperyAnt-v0: `n_epochs` must be a whole",
+    "SlipperyAnt-v0: {policy: MlpPolicy, gamma: .nan}": "`gamma` must be a number, got nan",
+    "SlipperyAnt-v0: {policy: MlpPolicy, max_grad_norm: {a: 1}}": "`max_grad_norm` must be a number",
+    "SlipperyAnt-v0: {policy: MlpPolicy, n_envs: 0}": "`n_envs` must be a whole number >= 1",
+    "SlipperyAnt-v0: {policy: MlpPolicy, normalize: x}": "wrong.yml: SlipperyAnt-v0: NameError",
+    "SlipperyAnt-v0: {policy: MlpPolicy, policy_kwargs: 'dict('}": "wrong.yml: SlipperyAnt-v0: SyntaxError",
+    "SlipperyAnt-v0: {policy: MlpPolicy, normalize: {clip_obs: x}}": "wrong.yml: SlipperyAnt-v0: ",
 }
 
 
@@ -185,17 +207,25 @@ WRONG_OPTIONS = {
     "--algo sac --preset paper-l2er": "there are presets for ppo, ppo_l2er, not sac",
     "--conf-file missing.yml": "missing.yml: there is no such file",
     "-params er_ceof:1": "-params: unknown key 'er_ceof' .*'er_coef'",
-    "-params er_coef:-1": "er_coef=-1",
-    "-params er_coef": "accepted is key:value",
+    "-params er_coef:-1": "-params er_coef: `er_coef` must be .* got -1",
+    "-params er_coef": "must be key:value",
+    "-params learning_rate:abc": "-params: `learning_rate` must be a number",
+    "-params l2_coef:nn.ReLU": "-params: `l2_coef` must be a number",
+    "-params er_coef:nn.foo": "-params: `er_coef` must be a number",
+    "--device gpu": "device",
+    "--device lin_1": "device",
+    "--env CartPole-v1 --eval-tasks 0 1": "--eval-tasks: CartPole-v1 has no tasks",
+    "-n 0": "must be a whole number >= 1",
+    "--eval-episodes none": "--eval-episodes: must be a whole number",
     "--env-kwargs tsk:1": "--env-kwargs: unknown key 'tsk' .*'task'",
     "--trial-id 0": "needs --storage and --study-name",
     "--trial-id 0 --study-name s --storage none.log": "none.log: there is no such file",
     "--trial-id 0 --study-name s --storage sqlite:///none/x.db": "--storage sqlite:///none/x.db",
     "-optimize --n-trials 1 --study-name s --storage sqlite:///none/x.db": "--storage sqlite:///none/x.db",
     "--trained-agent none.zip": "none.zip: there is no such zip file",
-    "--env CartPole-v1 --vec-env batch": "--vec-env batch: CartPole-v1 is not one of",
-    "--eval-tasks -1": "task = -1",
-    "--log-interval 0": "--log-interval 0",
+    "--env CartPole-v1 --vec-env batch": "--vec-env batch: CartPole-v1 is not one of this package's",
+    "--eval-tasks -1": "--eval-tasks: must be a whole number >= 0",
+    "--log-interval 0": "--log-interval: must be",
 }
 
 
@@ -212,4 +242,4 @@ def test_a_wrong_option_is_refused_in_one_line(options, train):
 
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="er_ceof"):
-        main(["train", "--debug", "--algo", "ppo_l2er", *TINY, "er_ceof:1"], zoo_only=True)
+        main(["train", "--debug", "--algo", "ppo_l2er", *TINY, "er_ceof:1"])

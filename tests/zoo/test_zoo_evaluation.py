@@ -1,4 +1,3 @@
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -7,22 +6,36 @@ import pytest
 from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_plasticity.envs import make_schedule
+from sb3_plasticity import make_nonstationary_vec_env
 from sb3_plasticity.zoo.evaluation import Evaluation, episodes_for, fixed_tasks
-from sb3_plasticity.zoo.manager import PlasticityExperimentManager
+from sb3_plasticity.zoo.experiment import Experiment
 from sb3_plasticity.zoo.overview import flatten
 from sb3_plasticity.zoo.registration import register
+from sb3_plasticity.zoo.spec import RunSpec
 
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
 
 
-def test_fixed_tasks_are_the_schedules_first_ones():
-    cyclic = make_schedule({"kind": "cyclic", "values": [3, 1, 2], "period": 10})
-    assert fixed_tasks(cyclic) == [3, 1, 2]
-    assert fixed_tasks(cyclic, [1, 4]) == [1, 1]
-    assert fixed_tasks(make_schedule({"kind": "constant", "value": 0.3})) == [0.3]
-    assert fixed_tasks(make_schedule({"kind": "sinusoid", "low": 0, "high": 2, "period": 9})) == [0, 0.5, 1, 1.5, 2]
-    assert fixed_tasks(make_schedule({"kind": "table", "values": [1, 2], "period": 9})) == [1, 2]
+@pytest.mark.parametrize(
+    ("schedule", "tasks", "values"),
+    [
+        ({"kind": "cyclic", "values": [3, 1, 2], "period": 10}, None, [3, 1, 2]),
+        ({"kind": "cyclic", "values": [3, 1, 2], "period": 10}, [1, 4], [1, 1]),
+        ({"kind": "constant", "value": 0.3}, None, [0.3]),
+        ({"kind": "sinusoid", "low": 0.1, "high": 2.1, "period": 9}, None, [0.1, 0.6, 1.1, 1.6, 2.1]),
+        ({"kind": "table", "values": [1, 2], "period": 9}, None, [1, 2]),
+    ],
+)
+def test_fixed_tasks_are_the_schedules_first_ones(schedule, tasks, values):
+    probe = make_nonstationary_vec_env("SlipperyAnt-v0", 1, env_kwargs={"schedule": schedule})
+    fixed = fixed_tasks(probe, tasks)
+    kwargs = {"schedule": schedule, **fixed.env_kwargs}
+    envs = make_nonstationary_vec_env("SlipperyAnt-v0", len(values), env_kwargs=kwargs)
+    for i, index in enumerate(fixed.indices):
+        envs.env_method("set_task", index, indices=i)
+    envs.reset()
+    assert [task.value for task in envs.get_attr("task")] == pytest.approx(values)
+    assert fixed.labels == [f"friction_{value:.3g}" for value in values]
 
 
 def test_every_task_gets_as_many_episodes():
@@ -42,30 +55,44 @@ def test_both_evaluations_are_recorded(trained):
     np.testing.assert_allclose(log["eval/mean_reward"].dropna(), current["results"].mean(axis=1))
 
 
-def test_one_evaluation_follows_training_and_the_other_stays():
+def test_one_evaluation_follows_training_and_the_other_stays(tmp_path):
     register()
     schedule = {"kind": "cyclic", "values": [0.2, 0.5, 1.0], "period": 100}
-    manager = PlasticityExperimentManager(
-        argparse.Namespace(),
-        "ppo",
-        "SlipperyAnt-v0",
-        "logs",
+    spec = RunSpec(
+        algo="ppo",
+        env_id="SlipperyAnt-v0",
+        seed=0,
         n_timesteps=320,
         eval_freq=300,
-        n_eval_episodes=1,
-        hyperparams={"n_envs": 2, "n_steps": 32, "n_epochs": 1, "callback": None},
-        env_kwargs={"schedule": schedule, "switch": "immediate"},
-        log_interval=-1,
+        eval_episodes=1,
         device="cpu",
-        verbose=0,
+        hyperparams={
+            "policy": "MlpPolicy",
+            "n_envs": 2,
+            "n_steps": 32,
+            "n_epochs": 1,
+            "env_kwargs": {"schedule": schedule, "switch": "immediate"},
+        },
     )
-    model, _ = manager.setup_experiment()
-    current, fixed = [callback for callback in manager.callbacks if isinstance(callback, Evaluation)]
-    manager.learn(model)
+    experiment = Experiment(spec, tmp_path)
+    current, fixed = experiment.make_evaluations()
+    experiment.train(experiment.make_model(), [*experiment.make_callbacks(), current, fixed])
     # the schedule's fourth task, which has the first one's friction again
     assert [task.index for task in current.eval_env.get_attr("task")] == [3]
     assert [task.value for task in fixed.eval_env.get_attr("task")] == [0.2, 0.5, 1.0]
     assert (current.evaluations_timesteps, fixed.evaluations_timesteps) == ([300], [300])
+
+
+def test_a_run_that_goes_on_keeps_its_evaluations(tmp_path):
+    record = tmp_path / "evaluations.npz"
+    steps, results = np.array([100, 200, 300]), np.array([[1.0, 3.0], [5.0, 9.0], [20.0, 30.0]])
+    np.savez(record, timesteps=steps, results=results, ep_lengths=np.ones((3, 2), dtype=int))
+    env = make_nonstationary_vec_env("SlipperyAnt-v0", 1)
+    taken_up = Evaluation(env, "eval", record, start=256)
+    assert taken_up.evaluations_timesteps == [100, 200] and taken_up.best_mean_reward == 7
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="evaluations.npz"):
+        assert Evaluation(env, "eval", record, start=256).evaluations_timesteps == []
 
 
 def test_the_best_model_is_kept_with_its_statistics(trained):
@@ -75,7 +102,7 @@ def test_the_best_model_is_kept_with_its_statistics(trained):
 
 
 def test_tensorboard_shows_the_run_at_one_glance(trained):
-    events = EventAccumulator("runs/SlipperyAnt-v0/PPO_L2ER_1").Reload()
+    events = EventAccumulator("runs/ppo_l2er/SlipperyAnt-v0_1").Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"task/index", "task/value", "train/erank_policy", "eval/mean_reward", "eval_fixed/mean_reward"} <= scalars
     tensors = set(events.Tags()["tensors"])

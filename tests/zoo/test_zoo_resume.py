@@ -1,4 +1,3 @@
-import argparse
 import os
 import pickle
 import shutil
@@ -6,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,15 @@ from stable_baselines3 import PPO
 
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.zoo import checkpoints
-from sb3_plasticity.zoo.manager import PlasticityExperimentManager
+from sb3_plasticity.zoo.experiment import seed_at
+from sb3_plasticity.zoo.folder import make_new
 from sb3_plasticity.zoo.registration import register
+from sb3_plasticity.zoo.train import make_folder, make_spec
 
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
+
+
+register()
 
 
 def contents(folder):
@@ -54,7 +59,7 @@ def test_resuming_goes_on_at_the_checkpoint_in_a_folder_of_its_own(trained, trai
     statistics = pickle.loads((resumed / "SlipperyAnt-v0" / "vecnormalize.pkl").read_bytes())
     assert statistics.obs_rms.count == pytest.approx(512 + 2 + 2, abs=1e-3)
     # TensorBoard's curves are kept apart as well
-    assert sorted(path.name for path in Path("runs/SlipperyAnt-v0").iterdir()) == ["PPO_L2ER_1", "PPO_L2ER_2"]
+    assert sorted(path.name for path in Path("runs/ppo_l2er").iterdir()) == ["SlipperyAnt-v0_1", "SlipperyAnt-v0_2"]
 
 
 def test_a_finished_run_has_nothing_to_resume(trained, train):
@@ -111,16 +116,18 @@ def test_a_failed_write_leaves_the_old_file():
     assert [file.name for file in Path().iterdir()] == ["model.zip"]
 
 
-def test_runs_that_start_together_have_folders_of_their_own():
-    register()
-    managers = [
-        PlasticityExperimentManager(argparse.Namespace(), "ppo_l2er", "SlipperyAnt-v0", "logs", seed=seed)
-        for seed in range(3)
-    ]
-    for manager in managers:
-        manager.create_log_folder()
-    folders = [Path(manager.params_path).parent.name for manager in managers]
-    assert folders == ["SlipperyAnt-v0_1", "SlipperyAnt-v0_2", "SlipperyAnt-v0_3"]
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        spec, _ = make_spec({"algo": "ppo", "env": "CartPole-v1"})
+        made = list(pool.map(lambda _: make_folder(spec, {"log_folder": tmp_path})[0].path.name, range(8)))
+        events = list(pool.map(lambda _: make_new(tmp_path / "events").name, range(8)))
+    assert sorted(made) == [f"CartPole-v1_{number}" for number in range(1, 9)]
+    assert sorted(events) == ["events", *(f"events-{number}" for number in range(2, 9))]
+
+
+def test_the_seed_of_a_run_that_goes_on_is_another_one():
+    seeds = [seed_at(3, step) for step in (0, 64, 128)]
+    assert seeds[0] == 3 and len(set(seeds)) == 3 and seeds[1] == seed_at(3, 64) != seed_at(4, 64)
 
 
 def test_a_killed_run_is_resumed_to_its_end(command):

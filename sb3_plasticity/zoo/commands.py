@@ -1,0 +1,120 @@
+"""
+A command line of several commands, each a module of its own.
+
+A command's module has ``add_arguments(parser)``, which adds its options (and sub-commands, if it has any) to a parser,
+and ``run(options)``, which does what they say and returns the exit status. It is imported when it is asked for.
+"""
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+from sb3_plasticity.common.checks import nearest
+from sb3_plasticity.zoo.errors import RunError, UsageError
+
+
+class Command(NamedTuple):
+    """
+    One command.
+
+    :param module: where it is
+    :param help: what it does, in a line
+    :param extra: of the installation, which brings what it needs
+    """
+
+    module: str
+    help: str
+    extra: str = "zoo"
+
+
+ZOO = {
+    "train": Command("sb3_plasticity.zoo.train", "train an agent, resume a run, search hyper-parameters"),
+    "enjoy": Command("sb3_plasticity.zoo.enjoy", "run a trained agent (--task N: in that task)"),
+    "record_video": Command("sb3_plasticity.zoo.record_video", "film a trained agent"),
+    "benchmark": Command("sb3_plasticity.zoo.benchmark", "evaluate every trained agent of a log folder"),
+    "plots": Command("sb3_plasticity.zoo.plots", "draw returns: plot_train, all_plots, plot_from_file"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises its errors, with the nearest option or choice that exists."""
+
+    def error(self, message: str) -> NoReturn:
+        """
+        Refuse the command line.
+
+        :param message: what is wrong
+        :raises UsageError: always
+        """
+        hint = ""
+        if match := re.search(r"argument ([^:]+): invalid choice: '?([^' ]+)'?", message):
+            names = (f"{'/'.join(a.option_strings) or a.metavar or a.dest}" for a in self._actions)
+            action = dict(zip(names, self._actions, strict=True)).get(match[1])
+            hint = nearest(match[2], map(str, (action and action.choices) or ()))
+        elif match := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
+            hint = nearest(match[1], self._option_string_actions)
+        raise UsageError(f"{message}{hint}")
+
+
+def main(commands: Mapping[str, Command], prog: str, arguments: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    :param commands: by name
+    :param prog: name of the program, for its help
+    :param arguments: of the command line; None for those of this process
+    :return: exit status: 0, 1 for what could not be brought to its end, 2 for a mistake in what was given, 130 after an
+        interrupt
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        return _run(commands, prog, given)
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        print(f"interrupted{': ' * bool(str(error))}{error}", file=sys.stderr)
+        return 130
+    except (UsageError, RunError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _run(commands: Mapping[str, Command], prog: str, given: Sequence[str]) -> int:
+    parser = Parser(
+        prog, epilog=f"{prog} COMMAND --help lists a command's options; --debug shows an error's traceback."
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
+    chosen = next((argument for argument in given if not argument.startswith("-")), None)
+    for name, command in commands.items():
+        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
+        if name == chosen:
+            module = _import(command)
+            if not hasattr(module, "add_arguments"):
+                return int(module.main(given[1:]) or 0)
+            module.add_arguments(subparser)
+            subparser.set_defaults(command=module.run)
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        subparsers.choices.get(chosen or "", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    if chosen is None:
+        parser.print_help()
+        return 0
+    run = options.command
+    del options.command
+    return int(run(options) or 0)
+
+
+def _import(command: Command):  # type: ignore[no-untyped-def]
+    try:
+        return importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("sb3_plasticity"):
+            raise
+        raise UsageError(f"{error.name} is not installed: pip install 'sb3-plasticity[{command.extra}]'") from error

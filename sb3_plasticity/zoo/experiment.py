@@ -1,0 +1,321 @@
+"""rl_zoo3's experiment manager, for worlds that change and runs that get killed."""
+
+import argparse
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS
+from sb3_contrib.common.vec_env import AsyncEval
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
+from sb3_plasticity.common.checks import check_choice
+from sb3_plasticity.envs import has_clock
+from sb3_plasticity.envs.batched import NotBatchableError
+from sb3_plasticity.ppo_l2er.ppo_l2er import PPO_L2ER
+from sb3_plasticity.vec_env import MujocoBatchVecEnv
+from sb3_plasticity.zoo import checkpoints, config
+from sb3_plasticity.zoo.errors import UsageError
+from sb3_plasticity.zoo.evaluation import Evaluation, FixedTasks, episodes_for, fixed_tasks
+from sb3_plasticity.zoo.overview import OverviewCallback
+from sb3_plasticity.zoo.spec import RunSpec
+
+VEC_ENVS = ("auto", "batch", "dummy", "subproc")
+
+
+class Experiment(ExperimentManager):
+    """
+    What a run is made of: environments, agent and callbacks, from its specification.
+
+    rl_zoo3's ``ExperimentManager`` reads the hyper-parameters; what it makes of them here are environments stepped in a
+    batch where results are equal, two evaluations, and the agent and the statistics of the very checkpoint that a run
+    goes on from.
+
+    :param spec: of the run
+    :param folder: for what evaluations keep
+    :param checkpoint: that the run goes on from, if it does
+    :param verbose: 1 lets the agent print its log
+    :raises UsageError: for hyper-parameters that cannot be used
+    """
+
+    def __init__(self, spec: RunSpec, folder: Path, checkpoint: Path | None = None, verbose: int = 0) -> None:
+        self.start = 0 if checkpoint is None else checkpoints.steps_in(checkpoint) or 0
+        super().__init__(
+            argparse.Namespace(),
+            spec.algo,
+            spec.env_id,
+            log_folder=str(folder),
+            n_timesteps=spec.n_timesteps,
+            n_eval_episodes=spec.eval_episodes,
+            n_eval_envs=spec.n_eval_envs,
+            trained_agent="" if checkpoint is None else str(checkpoint),
+            seed=seed_at(spec.seed, self.start),
+            verbose=0,  # of rl_zoo3's own remarks
+            device=spec.device,
+        )
+        self._made: list[VecEnv] = []
+        self.spec = spec
+        self.folder = folder
+        self.env_id = spec.env_id
+        entry = config.parse_entry(spec.hyperparams, spec.env_id)
+        env_kwargs = dict(entry.pop("env_kwargs", None) or {})
+        eval_env_kwargs = env_kwargs | dict(entry.pop("eval_env_kwargs", None) or {})
+        in_entry = {key: entry.pop(key, None) for key in ("eval_tasks", "vec_env", "mitigations")}
+        self.eval_tasks: list[int] | None = in_entry["eval_tasks"] if spec.eval_tasks is None else spec.eval_tasks
+        self.mitigations = in_entry["mitigations"]
+        # also where rl_zoo3 would keep a schedule of this length
+        entry["n_timesteps"] = spec.n_timesteps
+        hyperparams, self.env_wrapper, self.yaml_callbacks, self.vec_env_wrapper = self._preprocess_hyperparams(entry)
+        self.env_kwargs, self.eval_env_kwargs = env_kwargs, eval_env_kwargs
+        self._hyperparams = hyperparams
+        self.verbose = verbose
+        wanted = spec.vec_env if spec.vec_env != "auto" or not in_entry["vec_env"] else in_entry["vec_env"]
+        self.vec_env = self._choose_vec_env(wanted)
+
+    def _choose_vec_env(self, wanted: str) -> str:
+        check_choice("vec_env", wanted, VEC_ENVS)
+        if wanted in ("dummy", "subproc"):
+            return wanted
+        reason = None
+        if self.env_wrapper is not None or self.monitor_kwargs:
+            reason = "env_wrapper and monitor_kwargs need single environments"
+        else:
+            for kwargs in (self.env_kwargs, self.eval_env_kwargs):
+                reason = reason or batchable(self.env_id, kwargs)
+        if wanted == "batch" and reason is not None:
+            raise UsageError(f"--vec-env batch: {reason}; take dummy or subproc")
+        return "batch" if reason is None else "dummy"
+
+    # -- environments --------------------------------------------------------------------------------------------------
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = True) -> VecEnv:
+        """
+        Create environments.
+
+        :param n_envs: their number
+        :param eval_env: whether they are for evaluation
+        :param no_log: taken for granted: a callback writes the episodes
+        :return: the environments
+        """
+        if self.vec_env == "batch":
+            self.vec_env_class = functools.partial(  # type: ignore[assignment]
+                _batch,
+                env_id=self.env_id,
+                n_threads=max(self.spec.num_threads, 0),
+                env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            )
+        else:
+            self.vec_env_class = SubprocVecEnv if self.vec_env == "subproc" else DummyVecEnv
+        self._made.append(env := super().create_envs(n_envs, eval_env, no_log=True))
+        return env
+
+    def create_fixed_envs(self) -> tuple[VecEnv, FixedTasks] | None:
+        """
+        Create an environment for each task of a fixed set, which stays in it.
+
+        :return: environments and tasks; None if these environments have no tasks
+        :raises UsageError: if tasks were asked for and there are none
+        """
+        probe = self.create_envs(1, eval_env=True)
+        if not has_clock(probe):
+            if self.eval_tasks is not None:
+                raise UsageError(f"--eval-tasks: {self.env_id} has no tasks")
+            return None
+        tasks = fixed_tasks(probe, self.eval_tasks)
+        kwargs = self.eval_env_kwargs
+        self.eval_env_kwargs = kwargs | tasks.env_kwargs
+        try:
+            envs = self.create_envs(len(tasks.indices), eval_env=True)
+        finally:
+            self.eval_env_kwargs = kwargs
+        for i, index in enumerate(tasks.indices):
+            envs.env_method("set_task", index, indices=i)
+        return envs, tasks
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        if self.continue_training:
+            path = checkpoints.statistics_path(Path(self.trained_agent))
+            if self.normalize and not path.is_file():
+                raise UsageError(f"{path}: the normalisation statistics of {self.trained_agent} are missing")
+            if not self.normalize and path.is_file():
+                raise UsageError(f"normalize is missing: {self.trained_agent} was trained with {path.name}")
+            if self.normalize:
+                env = VecNormalize.load(str(path), env)
+        elif self.normalize:
+            env = VecNormalize(env, **self.normalize_kwargs)
+        if eval_env and isinstance(env, VecNormalize):
+            env.training = env.norm_reward = False
+        return env
+
+    # -- the agent -----------------------------------------------------------------------------------------------------
+
+    def make_model(self, above: Mapping[str, Any] | None = None) -> BaseAlgorithm:
+        """
+        Make the agent, or load the one that a run goes on from.
+
+        :param above: hyper-parameters above the entry's
+        :return: the agent, with its environments
+        """
+        if self.continue_training:
+            self._check_checkpoint()
+        env = self.create_envs(1 if self.algo == "ars" else self.n_envs)
+        hyperparams = self._preprocess_action_noise(dict(self._hyperparams), {}, env)
+        if self.continue_training:
+            hyperparams.setdefault("policy", None)
+            replay_buffer = Path(self.trained_agent).with_name("replay_buffer.pkl")
+            if hasattr(ALGOS[self.algo], "load_replay_buffer") and not replay_buffer.exists():
+                print(f"No {replay_buffer.name}: the replay buffer starts empty")
+            return self._load_pretrained_agent(hyperparams, env)
+        arguments = config.merged(hyperparams, above or {})
+        return ALGOS[self.algo](env=env, seed=self.seed, verbose=self.verbose, device=self.device, **arguments)
+
+    def _check_checkpoint(self) -> None:
+        path, algorithm = Path(self.trained_agent), ALGOS[self.algo]
+        data = checkpoints.read_checkpoint(path)
+        missing = {"clip_range", "n_epochs"} - set(data) if issubclass(algorithm, PPO_L2ER) else set()
+        known = tuple(set(algorithm.policy_aliases.values()))
+        policy = data["policy_class"]
+        if missing or (known and isinstance(policy, type) and not issubclass(policy, known)):
+            raise UsageError(
+                f"{path}: no checkpoint of {self.algo}: its policy is a {getattr(policy, '__name__', policy)}"
+            )
+
+    def close(self) -> None:
+        """Close every environment that was made."""
+        for env in self._made:
+            env.close()
+        self._made.clear()
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def make_callbacks(self) -> list[BaseCallback]:
+        """
+        Make what the entry asks for: the task clock, the overview, mitigations and the YAML's own callbacks.
+
+        :return: callbacks in their order; the clock first, so that the others of a step see the right task
+        """
+        run = {"algo": self.algo, "env": self.env_id, "seed": self.spec.seed, "n_timesteps": self.n_timesteps}
+        overview = OverviewCallback({**self.spec.hyperparams, "n_timesteps": self.n_timesteps}, run)
+        clock = [] if any(isinstance(one, TaskSyncCallback) for one in self.yaml_callbacks) else [TaskSyncCallback()]
+        return [*clock, overview, *mitigation_callbacks(self.mitigations), *self.yaml_callbacks]
+
+    def make_evaluations(self) -> list[BaseCallback]:
+        """
+        Make the evaluations: in the task that training is in, and on the fixed tasks, where there are any.
+
+        :return: callbacks; ``best_model.zip`` and ``evaluations.npz`` come from the fixed tasks
+        """
+        if self.spec.eval_freq <= 0:
+            if self.eval_tasks is not None:
+                self.create_fixed_envs()
+            return []
+        best = checkpoints.SaveBestModel(self.folder / "best_model.zip")
+        freq = max(self.spec.eval_freq // self.n_envs, 1)
+        make = functools.partial(Evaluation, eval_freq=freq, deterministic=self.deterministic_eval, start=self.start)
+        fixed = self.create_fixed_envs()
+        n_episodes = self.n_eval_episodes
+        # in a batch an episode each costs hardly more than one
+        together = self.vec_env == "batch" and self.n_eval_envs == 1
+        current = self.create_envs(n_episodes if together else self.n_eval_envs, eval_env=True)
+        record = self.folder / "evaluations.npz"
+        if fixed is None:
+            return [
+                make(
+                    current, "eval", record, callback_on_new_best=best, n_eval_episodes=n_episodes, verbose=self.verbose
+                )
+            ]
+        envs, tasks = fixed
+        return [
+            make(current, "eval", self.folder / "evaluations_current_task.npz", n_eval_episodes=n_episodes, verbose=0),
+            make(
+                envs,
+                "eval_fixed",
+                record,
+                labels=tasks.labels,
+                callback_on_new_best=best,
+                n_eval_episodes=episodes_for(envs.num_envs, n_episodes),
+                verbose=self.verbose,
+            ),
+        ]
+
+    def train(self, model: BaseAlgorithm, callbacks: list[BaseCallback], progress: bool = False) -> None:
+        """
+        Train to the run's number of steps in all.
+
+        :param model: as made
+        :param callbacks: in their order; all of them see the end of training, whatever ends it
+        :param progress: whether to show a progress bar
+        """
+        options: dict[str, Any] = {"progress_bar": progress}
+        if self.spec.log_interval != -1:
+            options["log_interval"] = self.spec.log_interval if self.spec.log_interval > 0 else None
+        if self.algo == "ars" and self.n_envs > 1:
+            makers = [functools.partial(self.create_envs, 1) for _ in range(self.n_envs)]
+            options["async_eval"] = AsyncEval(makers, model.policy)  # type: ignore[arg-type]
+        together = CallbackList(callbacks)
+        try:
+            model.learn(
+                self.n_timesteps - self.start, callback=together, reset_num_timesteps=self.start == 0, **options
+            )
+        except BaseException:
+            if together.num_timesteps or together.locals:
+                together.on_training_end()
+            raise
+
+
+def seed_at(seed: int, step: int) -> int:
+    """
+    Choose the seed of a run that goes on: the noise of its beginning must not be drawn again.
+
+    :param seed: of the run
+    :param step: it goes on from
+    :return: the run's own seed at step 0
+    """
+    return seed if step == 0 else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def mitigation_callbacks(mitigations: Any) -> list[BaseCallback]:
+    """
+    Make the callback of the entry's ``mitigations``.
+
+    :param mitigations: a list of names, or of mappings from a name to its arguments
+    :return: no or one callback
+    :raises UsageError: until the registry of mitigations is here
+    """
+    if not mitigations:
+        return []
+    raise UsageError("`mitigations` must be empty")
+
+
+def batchable(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
+    """
+    Say whether a batch gives the same results as single environments.
+
+    :param env_id: of the environment
+    :param env_kwargs: its keywords
+    :return: None if it does, else why not
+    """
+    if config.environment_arguments(env_id) is None or not hasattr(_creator(env_id), "set_task"):
+        return f"{env_id} is not one of this package's simulations"
+    try:
+        MujocoBatchVecEnv(env_id, 1, **env_kwargs).close()
+    except NotBatchableError as error:
+        return str(error)
+    return None
+
+
+def _creator(env_id: str) -> Any:
+    entry_point = gym.spec(env_id).entry_point
+    return gym.envs.registration.load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
+def _batch(env_fns: list[Any], *, env_id: str, n_threads: int, env_kwargs: dict[str, Any]) -> MujocoBatchVecEnv:
+    """Make a batch of simulations where SB3's ``make_vec_env`` would make single ones, and seed it."""
+    return MujocoBatchVecEnv(env_id, len(env_fns), n_threads=n_threads, **env_kwargs)
