@@ -1,1 +1,21 @@
 """Remedies for the loss of plasticity, composable and for any algorithm."""
+
+from sb3_plasticity.mitigations.attachment import Attachment, attached, attachments_of, mitigate
+from sb3_plasticity.mitigations.base import Agent, Mitigation
+from sb3_plasticity.mitigations.callback import MitigationCallback
+from sb3_plasticity.mitigations.penalties import L2
+from sb3_plasticity.mitigations.registry import find_mitigation, make_mitigations, names
+
+__all__ = [
+    "L2",
+    "Agent",
+    "Attachment",
+    "Mitigation",
+    "MitigationCallback",
+    "attached",
+    "attachments_of",
+    "find_mitigation",
+    "make_mitigations",
+    "mitigate",
+    "names",
+]
