@@ -172,8 +172,13 @@ def _tqc(model: TQC) -> dict[str, Objective]:
     def critic_loss(quantiles: th.Tensor, samples: ReplaySamples) -> th.Tensor:
         return quantile_huber_loss(quantiles, samples.targets, sum_over_quantiles=False) / n_critics
 
-    def values(root: Root, samples: ReplaySamples) -> Any:
-        return _taken(root, samples).unbind(1)
+    def values(root: Root, samples: ReplaySamples) -> list[th.Tensor]:
+        # Not critic.forward, which stacks the critics: the graph of each would hold all of them.
+        critic = root.critic
+        with th.set_grad_enabled(th.is_grad_enabled() and not critic.share_features_extractor):
+            features = critic.extract_features(samples.observations, critic.features_extractor)
+        inputs = th.cat([features, samples.actions], dim=1)
+        return [network(inputs) for network in critic.q_networks]
 
     def mean(quantiles: th.Tensor) -> th.Tensor:
         return quantiles.mean(dim=2).mean(dim=1, keepdim=True)

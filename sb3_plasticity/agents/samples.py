@@ -267,7 +267,7 @@ class ReplaySource(SampleSource):
         return rows + [self._steps - ago - len(eligible), 0] if len(rows) else None
 
     def some(self, part: Any, count: int) -> Any:  # noqa: D102
-        return part[:count]
+        return part[:count] if isinstance(part, np.ndarray) else last_samples(part, count)
 
     def latest(self, count: int) -> Any:  # noqa: D102
         buffer = self._buffer

@@ -35,8 +35,9 @@ Tensors = dict[str, th.Tensor]
 @dataclass
 class Pending:
     """
-    A measurement whose update is still to come.
+    A measurement whose update is still to come, for some networks at least.
 
+    :param networks: those that have not changed since
     :param step: ``num_timesteps`` of the measurement
     :param samples: its transitions
     :param parameters: before the update
@@ -44,6 +45,7 @@ class Pending:
     :param optimizer_steps: of each network, before the update
     """
 
+    networks: list[str]
     step: int
     samples: Any
     parameters: Tensors
@@ -105,26 +107,36 @@ class AgentMeasures:
                 raise FloatingPointError(f"{key} is {value}")
         if self.root is self.model.policy and any(metric.of == "update" for metric in self.metrics):
             self.pending = Pending(
-                self.model.num_timesteps, samples, self._copy(), self._outputs(samples), self._optimizer_steps()
+                networks=list(self.networks),
+                step=self.model.num_timesteps,
+                samples=samples,
+                parameters=self._copy(),
+                outputs=self._outputs(samples),
+                optimizer_steps=self._optimizer_steps(),
             )
         return measures
 
-    def changes(self) -> Measures | None:
+    def changes(self) -> Measures:
         """
-        Take the metrics of the update that followed the latest measurement.
+        Take the metrics of the update that followed the latest measurement, of those networks that it has changed.
 
-        :return: key -> value; None as long as no parameter has changed
+        Others wait: an off-policy algorithm may not have begun to learn, or may update its actor less often.
+
+        :return: key -> value
         """
-        pending = self.pending
-        if pending is None:
-            return {}
-        now = self._copy()
-        if all(th.equal(value, now[name]) for name, value in pending.parameters.items()):
-            return None
-        outputs, steps = self._outputs(pending.samples), self._optimizer_steps()
         measures: Measures = {}
-        for name in self.networks:
+        if (pending := self.pending) is None:
+            return measures
+        now = self._copy()
+        changed = {name for name, value in pending.parameters.items() if not th.equal(value, now[name])}
+        if not changed:
+            return measures
+        outputs, steps = self._outputs(pending.samples), self._optimizer_steps()
+        for name in list(pending.networks):
             members = [member for layer in self.layers[name].values() for member in layer]
+            if changed.isdisjoint(members):
+                continue
+            pending.networks.remove(name)
             before, after = pending.optimizer_steps[name], steps[name]
             update = Update(
                 parameters={member: pending.parameters[member] for member in members},
@@ -136,7 +148,8 @@ class AgentMeasures:
             for metric in self.metrics:
                 if metric.of == "update" and (value := metric.function(update)) is not None:
                     measures[f"{name}/{metric.name}"] = float(value)
-        self.pending = None
+        if not pending.networks:
+            self.pending = None
         return measures
 
     # -- forward and backward ------------------------------------------------------------------------------------------

@@ -233,15 +233,16 @@ class PlasticityCallback(BaseCallback):
         root: nn.Module = self.model.policy
         with evaluation_mode(root):
             changes = self._own.changes()
-        if changes is None:
-            return  # there was no update yet, as before an off-policy algorithm's learning_starts
-        if not self._first_update and self._began_fresh:
-            self._first_update = changes
+        if not changes:
+            return
+        if self._began_fresh:
+            self._first_update = changes | self._first_update
         self.measures = self.measures | changes
         self._log("plasticity", changes, pending.step)
         if self.control:
-            self.control_measures = self.control_measures | self._first_update
-            self._log("plasticity_control", self._first_update, pending.step)
+            control = {key: self._first_update[key] for key in changes if key in self._first_update}
+            self.control_measures = self.control_measures | control
+            self._log("plasticity_control", control, pending.step)
 
     def _check_finite(self, samples: Any) -> None:
         """Name what is not finite before distributions and losses hide where it came from."""
