@@ -41,6 +41,14 @@ register_nonstationary(
 register_nonstationary("SlipperySwimmer-v0", robots.SlipperySwimmerEnv, robots.BatchedSwimmer, max_episode_steps=1000)
 register_nonstationary("NonStationaryAnt-v0", robots.NonStationaryAntEnv, robots.BatchedAnt, max_episode_steps=1000)
 
+READY = f"{__name__}.ready"
+register_nonstationary("ContinualCartPole-v0", f"{READY}.classic_control:continual_cart_pole", max_episode_steps=500)
+register_nonstationary("ContinualAcrobot-v0", f"{READY}.classic_control:continual_acrobot", max_episode_steps=500)
+register_nonstationary("ContinualGymControl-v0", f"{READY}.classic_control:continual_gym_control")
+register_nonstationary("ContinualMinAtar-v0", f"{READY}.minatar:continual_minatar")
+register_nonstationary("ContinualMiniGrid-v0", f"{READY}.minigrid:continual_minigrid")
+register_nonstationary("ContinualMetaWorld-v0", f"{READY}.metaworld:continual_metaworld")
+
 # The ids that zoo_configs has entries for. Whether an environment changes is a question for has_clock.
 ENV_IDS = (
     "SlipperyAnt-v0",

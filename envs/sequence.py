@@ -29,7 +29,8 @@ class TaskSequence(Clocked, gym.Env[Any, Any], utils.EzPickle):
     observation is padded with zeros and the largest action space is offered (see
     :mod:`~sb3_plasticity.envs.joint_spaces`).
 
-    :param tasks: what follows what: an id, a mapping ``{id, kwargs, name}``, or a function that makes an environment
+    :param tasks: what follows what: an id, a mapping ``{id, kwargs, name}`` or ``{make, kwargs, name}``, or a
+        function that makes an environment
     :param period: global steps in each task
     :param order: ``"cyclic"``, ``"once"`` (the last one stays) or ``"shuffled"``: each once in every round
     :param seed: of the order
@@ -153,7 +154,7 @@ def _names(tasks: Sequence[Any]) -> list[str]:
     names = []
     for task in tasks:
         if isinstance(task, Mapping):
-            check_names("keyword of a task", task, ("id", "kwargs", "name"))
+            check_names("keyword of a task", task, ("id", "kwargs", "name", "make"))
             task = task.get("name", task.get("id"))
         names.append(task if isinstance(task, str) else getattr(task, "__name__", repr(task)))
     # the same environment with other keywords, or twice
@@ -164,11 +165,10 @@ def _names(tasks: Sequence[Any]) -> list[str]:
 def _make(task: Any, render_mode: str | None) -> gym.Env[Any, Any]:
     keywords: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        if callable(task):
-            env = task(**keywords)
-        else:
-            spec: Mapping[str, Any] = {"id": task} if isinstance(task, str) else task
-            env = gym.make(spec["id"], **keywords, **(spec.get("kwargs") or {}))
+        spec: Mapping[str, Any] = {"id": task} if isinstance(task, str) else task if isinstance(task, Mapping) else {}
+        keywords |= spec.get("kwargs") or {}
+        make = spec.get("make", task)
+        env = make(**keywords) if callable(make) else gym.make(spec["id"], **keywords)
     except Exception as error:
         # as many kinds of error as there are environments
         first_line = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,1 @@
+"""Worlds under an id: the published sequences of tasks, and simple physics that changes."""

@@ -1,0 +1,155 @@
+"""CartPole and Acrobot whose physics changes, and the shifted observations of TRAC and C-CHAIN."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.classic_control.acrobot import AcrobotEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+from sb3_plasticity.common.checks import check_choice, must_be
+
+from ..schedules import Schedule, make_schedule
+from ..wrappers import NonStationary, ObservationShift
+
+__all__ = ["continual_acrobot", "continual_cart_pole", "continual_gym_control"]
+
+CART_POLE = {"gravity": 9.8, "length": 0.5, "masspole": 0.1, "masscart": 1.0, "force_mag": 10.0}
+ACROBOT = {"length": 1.0, "mass": 1.0, "torque": 1.0}
+GYM_CONTROL = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")
+PERIOD = 100_000
+
+
+def set_cart_pole(env: Any, name: str, value: float) -> None:
+    """
+    Change a quantity of CartPole, and what it derives from it in its constructor.
+
+    :param env: the environment
+    :param name: of the attribute
+    :param value: in SI units (``length`` is half the pole's)
+    """
+    setattr(env, name, value)
+    env.total_mass = env.masspole + env.masscart
+    env.polemass_length = env.masspole * env.length
+
+
+def set_acrobot(env: Any, name: str, value: float) -> None:
+    """
+    Change a quantity of both links of Acrobot, or of its motor.
+
+    :param env: the environment
+    :param name: ``length``, ``mass`` or ``torque``
+    :param value: factor on its own
+    """
+    own = type(env)
+    if name == "length":
+        env.LINK_LENGTH_1, env.LINK_LENGTH_2 = value * own.LINK_LENGTH_1, value * own.LINK_LENGTH_2
+        env.LINK_COM_POS_1, env.LINK_COM_POS_2 = value * own.LINK_COM_POS_1, value * own.LINK_COM_POS_2
+        env.LINK_MOI = value**2 * own.LINK_MOI
+    elif name == "mass":
+        env.LINK_MASS_1, env.LINK_MASS_2 = value * own.LINK_MASS_1, value * own.LINK_MASS_2
+        env.LINK_MOI = value * own.LINK_MOI
+    else:
+        env.AVAIL_TORQUE = [value * torque for torque in own.AVAIL_TORQUE]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """
+    A function of an environment and a value, equal to its copies, as Gymnasium asks of the arguments of wrappers.
+
+    :param setter: function of the environment, a name and a value
+    :param name: of the quantity
+    """
+
+    setter: Callable[[Any, str, float], None]
+    name: str
+
+    def __call__(self, env: Any, value: float) -> None:
+        self.setter(env, self.name, value)
+
+
+def continual_cart_pole(
+    parameter: str = "length",
+    schedule: str | Mapping[str, Any] | Schedule = "log_uniform",
+    switch: str = "reset",
+    task: int | None = None,
+    **kwargs: Any,
+) -> NonStationary:
+    """
+    ``CartPole-v1`` whose physics changes.
+
+    :param parameter: ``"length"`` (half the pole's, m), ``"gravity"`` (m/s^2), ``"masspole"``, ``"masscart"`` (kg) or
+        ``"force_mag"`` (N)
+    :param schedule: as for the robots; the default range is half to twice CartPole's own value, the period 100,000
+        steps
+    :param switch: ``"reset"`` or ``"immediate"``
+    :param task: freeze the task of this index
+    :param kwargs: of ``CartPole-v1``
+    """
+    return _physics(CartPoleEnv(**kwargs), CART_POLE, set_cart_pole, parameter, schedule, switch, task)
+
+
+def continual_acrobot(
+    parameter: str = "length",
+    schedule: str | Mapping[str, Any] | Schedule = "log_uniform",
+    switch: str = "reset",
+    task: int | None = None,
+    **kwargs: Any,
+) -> NonStationary:
+    """
+    ``Acrobot-v1`` whose physics changes. The goal stays at Acrobot's own height, in lengths of a link.
+
+    :param parameter: ``"length"`` or ``"mass"`` of both links, or ``"torque"``; values are factors on Acrobot's own
+    :param schedule: as for the robots; the default range is half to twice Acrobot's own, the period 100,000 steps
+    :param switch: ``"reset"`` or ``"immediate"``
+    :param task: freeze the task of this index
+    :param kwargs: of ``Acrobot-v1``
+    """
+    return _physics(AcrobotEnv(**kwargs), ACROBOT, set_acrobot, parameter, schedule, switch, task)
+
+
+def _physics(
+    env: gym.Env[Any, Any],
+    own: Mapping[str, float],
+    setter: Callable[[Any, str, float], None],
+    parameter: str,
+    schedule: str | Mapping[str, Any] | Schedule,
+    switch: str,
+    task: int | None,
+) -> NonStationary:
+    check_choice("parameter", parameter, own)
+    value = own[parameter]
+    schedule = make_schedule(schedule, {"low": value / 2, "high": value * 2, "period": PERIOD})
+    if schedule.lowest <= 0:
+        raise must_be("schedule", f"one of values > 0 for {parameter!r}", schedule.lowest)
+    return NonStationary(env, Quantity(setter, parameter), schedule, switch=switch, task=task)
+
+
+def continual_gym_control(
+    env_id: str = "CartPole-v1",
+    scale: float = 2.0,
+    schedule: str | Mapping[str, Any] | Schedule = "numbered",
+    switch: str = "reset",
+    task: int | None = None,
+    **kwargs: Any,
+) -> ObservationShift:
+    """
+    The Gym control tasks of TRAC (Muppidi et al., NeurIPS, 2024) as C-CHAIN (Tang et al., ICML, 2025) runs them.
+
+    The observations of each task are shifted by a normal draw of standard deviation 2, those of the first are not.
+    There, a run is 10 tasks of 200 iterations of 800 steps; episodes end after 400 steps.
+
+    :param env_id: ``"CartPole-v1"``, ``"Acrobot-v1"``, ``"LunarLander-v3"`` (needs Gymnasium's extra ``box2d``), or any
+        other with observations in a Box
+    :param scale: standard deviation of the shifts
+    :param schedule: of kind ``numbered``; the default period is 160,000 steps, with a new shift in every task
+    :param switch: ``"reset"`` or ``"immediate"``
+    :param task: freeze the task of this index
+    :param kwargs: of the environment
+    """
+    env = gym.make(env_id, **{"max_episode_steps": 400, **kwargs})
+    return ObservationShift(env, scale, schedule, switch=switch, task=task)

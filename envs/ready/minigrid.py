@@ -1,0 +1,56 @@
+"""MiniGrid's rooms one after the other."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.wrappers import FlattenObservation
+
+from ..schedules import Schedule
+from ..sequence import TaskSequence
+from .extras import require
+
+__all__ = ["continual_minigrid"]
+
+ROOMS = (
+    "MiniGrid-Empty-8x8-v0",
+    "MiniGrid-DoorKey-5x5-v0",
+    "MiniGrid-SimpleCrossingS9N1-v0",
+    "MiniGrid-LavaGapS5-v0",
+    "MiniGrid-Unlock-v0",
+)
+
+
+def continual_minigrid(
+    rooms: Sequence[str] = ROOMS,
+    schedule: str | Mapping[str, Any] | Schedule = "numbered",
+    switch: str = "reset",
+    task: int | None = None,
+    render_mode: str | None = None,
+    **kwargs: Any,
+) -> TaskSequence:
+    """
+    Rooms of MiniGrid (Chevalier-Boisvert et al., NeurIPS, 2023), one after the other.
+
+    The agent sees the 7 x 7 cells before it, flat (147 numbers), without mission and direction. The selection is
+    ours, no published sequence; each room has its own time limit.
+
+    :param rooms: ids of MiniGrid
+    :param schedule: of kind ``numbered``; the default period is 500,000 steps
+    :param switch: ``"reset"`` or ``"immediate"``
+    :param task: freeze the task of this index
+    :param render_mode: ``"rgb_array"`` or None
+    :param kwargs: of every room
+    """
+    require("minigrid", "minigrid", "ContinualMiniGrid-v0")
+    tasks = [{"name": room, "make": functools.partial(_room, room, **kwargs)} for room in rooms]
+    return TaskSequence(tasks, 500_000, schedule=schedule, switch=switch, task=task, render_mode=render_mode)
+
+
+def _room(room: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    from minigrid.wrappers import ImgObsWrapper
+
+    return FlattenObservation(ImgObsWrapper(gym.make(room, **kwargs)))  # type: ignore[no-untyped-call]
