@@ -1,6 +1,7 @@
 """Models on disk: written so that a kill cannot spoil them, found again, and looked at before they are trusted."""
 
 import json
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -98,10 +99,11 @@ def newest_model(folder: RunFolder) -> Path | None:
     :return: the one with the most steps among its checkpoints and its final model; damaged ones are passed over, with a
         warning; None if there is none
     """
-    found = {path: step_of(path) for path in folder.checkpoints()}
+    found = [(step_of(path) or 0, path) for path in folder.checkpoints()]
     if folder.model.is_file():
-        found[folder.model] = steps_in(folder.model)
-    for path in sorted(found, key=lambda path: found[path] or 0, reverse=True):
+        steps = steps_in(folder.model)
+        found.append((sys.maxsize if steps is None else steps, folder.model))
+    for _, path in sorted(found, reverse=True):
         try:
             read_checkpoint(path)
             return path

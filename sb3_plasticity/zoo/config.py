@@ -19,6 +19,7 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_plasticity.common.checks import must_be, nearest
+from sb3_plasticity.mitigations.registry import make_mitigations
 from sb3_plasticity.ppo_l2er.presets import RUN_KEYS, parse_policy_kwargs, parse_schedule
 from sb3_plasticity.zoo.errors import UsageError
 
@@ -28,6 +29,7 @@ ZOO_KEYS = (
     "env_kwargs",
     "env_wrapper",
     "frame_stack",
+    "mitigations",
     "monitor_kwargs",
     "n_envs",
     "n_timesteps",
@@ -171,6 +173,10 @@ def check_entry(entry: Mapping[str, Any], where: str, algo: str, env_id: str) ->
             _check_value(key, value, int if key in COUNTS else arguments.get(key, Any))
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from error
+    try:
+        make_mitigations(entry.get("mitigations") or [])
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
     if isinstance(entry.get("policy_kwargs"), Mapping):
         known = policy_arguments(ALGOS[algo], entry.get("policy"))
         check_names(entry["policy_kwargs"], known, f"{where}: policy_kwargs")

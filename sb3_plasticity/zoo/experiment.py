@@ -19,6 +19,7 @@ from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
 from sb3_plasticity.common.checks import check_choice
 from sb3_plasticity.envs import has_clock
 from sb3_plasticity.envs.batched import NotBatchableError
+from sb3_plasticity.mitigations.callback import MitigationCallback
 from sb3_plasticity.ppo_l2er.ppo_l2er import PPO_L2ER
 from sb3_plasticity.vec_env import MujocoBatchVecEnv
 from sb3_plasticity.zoo import checkpoints, config
@@ -287,11 +288,8 @@ def mitigation_callbacks(mitigations: Any) -> list[BaseCallback]:
 
     :param mitigations: a list of names, or of mappings from a name to its arguments
     :return: no or one callback
-    :raises UsageError: until the registry of mitigations is here
     """
-    if not mitigations:
-        return []
-    raise UsageError("`mitigations` must be empty")
+    return [MitigationCallback(mitigations)] if mitigations else []
 
 
 def batchable(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
