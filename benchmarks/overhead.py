@@ -129,7 +129,10 @@ def step_mode(rounds: int) -> dict[str, dict[str, float]]:
                     model.learn(ROLLOUT, reset_num_timesteps=False, log_interval=None)
 
                 def step(model: PPO_L2ER = model, compiled: bool = compiled) -> None:
-                    model._rank_ascent(1e-6, compiled)
+                    if compiled and model._compiled is not None:
+                        model._compiled.ascend(model._rollout, 1e-6)
+                    else:
+                        model._rank_ascent()
 
                 iterations = alternate({"iteration": iteration}, rounds)["iteration"]
                 times = alternate({"step": step, "bare": bare_pass(model)}, 5 * rounds)

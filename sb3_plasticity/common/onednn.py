@@ -17,7 +17,9 @@ def is_available() -> bool:
 
     :return: False where products must run as ever
     """
-    return th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")
+    return th.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
+        th.ops.mkldnn, "_linear_pointwise"
+    )
 
 
 def product(left: th.Tensor, right: th.Tensor) -> th.Tensor:
@@ -43,4 +45,5 @@ def linear(left: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Ten
     :param bias: (m,), or None
     :return: ``left @ weight.T + bias``
     """
-    return th.ops.mkldnn._linear_pointwise(left, weight, bias, "none", [], "")
+    result: th.Tensor = th.ops.mkldnn._linear_pointwise(left, weight, bias, "none", [], "")
+    return result

@@ -48,7 +48,7 @@ def effective_rank(features: th.Tensor, of: RankOf = "covariance") -> th.Tensor:
         # Divided by singular values, rounding errors of a float32 gradient would grow large.
         scaled = scaled.to(th.float64)
     # N < d: the dual Gram matrix has the same nonzero eigenvalues and is smaller.
-    gram = _Gram.apply(scaled, n_samples < width)
+    gram: th.Tensor = _Gram.apply(scaled, n_samples < width)  # type: ignore[no-untyped-call]
     spectrum = _positive_eigenvalues(gram, relative_tolerance=max(n_samples, width) * th.finfo(th.float64).eps)
     if of == "features":
         # The square root's derivative is infinite at 0: those entries have no share in the entropy.

@@ -56,7 +56,7 @@ def training_rank(features: th.Tensor, of: RankOf = "covariance") -> th.Tensor:
         rank = effective_rank(th.where(finite, features, 0.0), of)
         return rank * th.where(finite.all(), 1.0, math.nan).to(rank.dtype)
     if th.is_grad_enabled() or is_traced():
-        rank, _ = _RankAndGradient.apply(features, of == "features")
+        rank, _ = _RankAndGradient.apply(features, of == "features")  # type: ignore[no-untyped-call]
     else:
         rank, _ = _rank_and_gradient(features, of == "features", vectors=False)
     if not is_traced() and not bool(th.isfinite(rank.detach())):
@@ -69,7 +69,8 @@ class _RankAndGradient(th.autograd.Function):
 
     @staticmethod
     def forward(features: th.Tensor, singular: bool) -> tuple[th.Tensor, th.Tensor]:
-        return th.ops.sb3_plasticity.rank_and_gradient(features, singular)
+        found: tuple[th.Tensor, th.Tensor] = th.ops.sb3_plasticity.rank_and_gradient(features, singular)
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[th.Tensor, bool], output: tuple[th.Tensor, th.Tensor]) -> None:
@@ -83,8 +84,8 @@ class _RankAndGradient(th.autograd.Function):
 
 
 # An operator, so that a compiled program may hold what depends on values: live columns, the way back to float64.
-_LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")
-_LIBRARY.define("rank_and_gradient(Tensor features, bool singular) -> (Tensor, Tensor)")
+_LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("rank_and_gradient(Tensor features, bool singular) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
 
 
 def _rank_and_gradient(features: th.Tensor, singular: bool, vectors: bool = True) -> tuple[th.Tensor, th.Tensor | None]:
@@ -145,7 +146,7 @@ def _rank_and_slope(factor: th.Tensor, singular: bool, vectors: bool) -> tuple[f
         gram.diagonal().add_(_RIDGE)
     try:
         eigenvalues, basis = th.linalg.eigh(gram) if vectors else (th.linalg.eigvalsh(gram), None)
-    except th.linalg.LinAlgError:
+    except th.linalg.LinAlgError:  # type: ignore[attr-defined]
         if single:
             return None
         raise
@@ -189,5 +190,5 @@ def _gram(factor: th.Tensor, block: int = 64) -> th.Tensor:
     return gram
 
 
-_LIBRARY.impl("rank_and_gradient", _rank_and_gradient, "CompositeExplicitAutograd")
+_LIBRARY.impl("rank_and_gradient", _rank_and_gradient, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 th.library.register_fake("sb3_plasticity::rank_and_gradient", _meta, lib=_LIBRARY)

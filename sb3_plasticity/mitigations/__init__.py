@@ -3,6 +3,7 @@
 from sb3_plasticity.mitigations.attachment import Attachment, attached, attachments_of, mitigate
 from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.callback import MitigationCallback
+from sb3_plasticity.mitigations.effective_rank import EffectiveRank
 from sb3_plasticity.mitigations.penalties import L2
 from sb3_plasticity.mitigations.registry import find_mitigation, make_mitigations, names
 
@@ -10,6 +11,7 @@ __all__ = [
     "L2",
     "Agent",
     "Attachment",
+    "EffectiveRank",
     "Mitigation",
     "MitigationCallback",
     "attached",

@@ -61,7 +61,7 @@ def lean_forward(policy: ActorCriticPolicy) -> Callable[..., tuple[th.Tensor, th
     critic = _layers(policy.mlp_extractor.value_net, policy.value_net)
     if actor is None or critic is None:
         return None
-    original, shape = type(policy).forward, policy.action_space.shape
+    original, shape = type(policy).forward, policy.action_space.shape or ()
     scale = policy.log_std.detach().exp()
     double_variance, log_scale = 2 * scale**2, scale.log()
 

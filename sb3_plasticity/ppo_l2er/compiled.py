@@ -1,37 +1,43 @@
 """
-The minibatch update as one compiled functional step: loss, gradient, L2-ER, clipping and Adam in a single program; and
-the authors' gradient step on the effective rank as another.
+The minibatch update as one compiled functional step: loss, gradient, mitigations, clipping and Adam in a single
+program; and the authors' gradient step on the effective rank as another.
 
-What is compiled is the traced arithmetic of the very functions the eager update calls, so there is one loss. The
-policy's parameters and the optimizer's state are updated in place: they stay the truth, and eager and compiled updates
-can follow each other.
+What is compiled is the traced arithmetic of the very functions that the eager update calls, so there is one loss and
+one formula of each mitigation. The policy's parameters and the optimizer's state are updated in place: they stay the
+truth, and eager and compiled updates can follow each other. Where something acts between updates (a mitigation's
+``before_update`` or ``after_update``, any hook on the optimizer), programs end with the clipped gradient, and the
+optimizer itself takes the step.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import fx, nn
-from torch._inductor import compile as inductor_compile
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn import functional as F
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from sb3_plasticity.common import onednn
+from sb3_plasticity.common.actor_critic import evaluate_actions, record_features
 from sb3_plasticity.common.functional import functional_call
-from sb3_plasticity.common.objective import PPOCoefficients
+from sb3_plasticity.common.objective import PPOCoefficients, l2_penalty, ppo_terms
 from sb3_plasticity.common.rollout import Samples
-from sb3_plasticity.ppo_l2er.update import EffectiveRankReward, l2er_terms
+from sb3_plasticity.mitigations.attachment import Attachment
+from sb3_plasticity.mitigations.base import Mitigation
+from sb3_plasticity.mitigations.effective_rank import EffectiveRank
+from sb3_plasticity.ppo_l2er.inductor import CompilationError, Program, compile_program, no_compiler
+from sb3_plasticity.ppo_l2er.update import (
+    NONFINITE_FEATURES,
+    NONFINITE_RANK_GRADIENT,
+    _RowsRank,
+    policy_features,
+    rank_loss,
+    ranked_layers,
+)
 
-# What a program reports of a minibatch, in this order.
+# What a program reports of a minibatch, in this order; then follow the penalties on features.
 STATISTICS = (
     "loss",
     "policy_loss",
@@ -39,29 +45,10 @@ STATISTICS = (
     "entropy_loss",
     "approx_kl",
     "clip_fraction",
-    "er_loss",
     "l2_loss",
     "finite",
     "applied",
 )
-
-
-Program = Callable[..., tuple[th.Tensor]]
-
-# Calling the kernels from C++ and without checks that the key of the program cache has made takes a third off the time
-# of a small minibatch.
-_OPTIONS: dict[str, Any] = {
-    "cpp_wrapper": True,
-    "size_asserts": False,
-    "alignment_asserts": False,
-    "scalar_asserts": False,
-    # A stack is computed once and read, not recomputed inside the loops over the parameters that use it.
-    "max_pointwise_cat_inputs": 0,
-}
-
-
-class CompilationError(RuntimeError):
-    """An update cannot be compiled; the message says why."""
 
 
 class Hyperparameters(NamedTuple):
@@ -74,8 +61,6 @@ class Hyperparameters(NamedTuple):
     vf_coef: float
     max_grad_norm: float
     kl_limit: float
-    er_coef: float
-    l2_coef: float
 
 
 @dataclass(frozen=True)
@@ -83,16 +68,16 @@ class Variant:
     """
     What a program is specialised on, besides the shapes of its inputs.
 
-    :param effective_rank: whether the minibatch carries the effective rank
-    :param l2: whether it carries the L2 penalty
+    :param due: which mitigations act, by their place in the list
     :param clip_range_vf: whether the change of the value is bounded
     :param normalize_advantage: whether advantages are standardised
+    :param steps: whether the program takes the optimizer's step, or ends with the clipped gradient
     """
 
-    effective_rank: bool
-    l2: bool
+    due: tuple[int, ...]
     clip_range_vf: bool
     normalize_advantage: bool
+    steps: bool
 
 
 def why_not(policy: ActorCriticPolicy) -> str | None:
@@ -113,43 +98,118 @@ def why_not(policy: ActorCriticPolicy) -> str | None:
         return f"its optimizer has {options[0]}=True"
     if policy.device.type != "cpu":
         return f"it is on {policy.device}: compiled updates were only tested on CPUs"
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "there is no C++ compiler (g++ or clang++) on this machine"
     for module in policy.modules():
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
             return f"it has a {type(module).__name__} layer, which acts differently in training"
+    return no_compiler()
+
+
+def why_not_with(policy: ActorCriticPolicy, mitigations: Sequence[Mitigation]) -> str | None:
+    """
+    Say what of the things attached to a policy now cannot enter a program.
+
+    :param policy: the actor-critic, the mitigations' own hooks not in place
+    :param mitigations: that act on it
+    :return: the reason, naming it, or None
+    """
+    for part in mitigations:
+        if not part.pure and not isinstance(part, _RowsRank):
+            return f"{part.name} depends on more than its arguments"
+    for name, parameter in policy.named_parameters():
+        if getattr(parameter, "_backward_hooks", None) or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return f"there is a hook on the gradient of {name}"
+    for name, module in policy.named_modules():
+        if any(getattr(module, kind, None) for kind in _MODULE_HOOKS):
+            return f"there is a hook on {name or type(module).__name__}"
     return None
+
+
+_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_watched(optimizer: th.optim.Optimizer) -> bool:
+    """
+    Whether somebody wants to know when an optimizer steps.
+
+    :param optimizer: any
+    :return: True if it has hooks, or a ``step`` of its own as learning rate schedulers give it
+    """
+    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    return any(getattr(optimizer, kind, None) for kind in kinds) or "step" in vars(optimizer)
+
+
+def minibatches_seen(part: Mitigation) -> int:
+    """
+    How many minibatches a mitigation has seen, as its hooks count them.
+
+    :param part: bound to an agent whose networks are updated together
+    :return: forward passes for penalties on features, updates for the others
+    """
+    counts: dict[str, int] = part.state.get("passes" if part.uses("feature_penalty") else "updates", {})
+    return max((counts.get(network, 0) for network in part.targets), default=0)
 
 
 class CompiledUpdate:
     """
     Compiled updates of one policy.
 
-    :param reward: the policy and how its effective rank is taken
-    :param l2_names: names of the parameters that the L2 penalty runs over
+    :param policy: the actor-critic
+    :param rank: how its effective rank is taken; the first of the mitigations where it takes part
     """
 
-    def __init__(self, reward: EffectiveRankReward, l2_names: Sequence[str]) -> None:
-        self.reward = reward
-        self.policy = reward.policy
-        self.l2_names = tuple(l2_names)
+    def __init__(self, policy: ActorCriticPolicy, rank: EffectiveRank) -> None:
+        self.policy = policy
+        self.rank = rank
         self._programs: dict[Any, Program] = {}
 
-    def begin(self, hyperparameters: Hyperparameters) -> None:
+    def begin(
+        self, hyperparameters: Hyperparameters, attachments: Sequence[Attachment], l2_names: Sequence[str] | None
+    ) -> None:
         """
-        Take up the parameters and the optimizer's state as they now are.
+        Take up the parameters, the optimizer's state and the mitigations as they now are.
 
         :param hyperparameters: of this rollout's updates
+        :param attachments: whose mitigations act, in this order
+        :param l2_names: parameters whose squared norm is reported, or None
         :raises CompilationError: if the optimizer has updated some parameters more often than others
         """
+        self.attachments = list(attachments)
+        self.parts = [part for attachment in attachments for part in attachment.mitigations]
+        self.l2_names = l2_names
+        self.steps = not is_watched(self.policy.optimizer) and not any(
+            part.uses(hook) for part in self.parts for hook in ("before_update", "after_update")
+        )
         self.names = [name for name, parameter in self.policy.named_parameters() if parameter.requires_grad]
         by_name = dict(self.policy.named_parameters())
         self._parameters = [by_name[name] for name in self.names]
+        # Which penalties on features there are, and which layers somebody reads.
+        self._penalties = [
+            (index, network)
+            for index, part in enumerate(self.parts)
+            for network in part.targets
+            if part.uses("feature_penalty") and self._layers_of(part, network)
+        ]
+        self._recorded = sorted(
+            {layer for part in self.parts for network in part.targets.values() for layer in part.records(network)}
+        )
+        self._strengths = [part.strength() * part.interval for part in self.parts]
+        self._hyperparameters = th.tensor([*hyperparameters, *self._strengths], dtype=th.float64)
+        self._constants = [
+            tuple(part.constants(name)) if name in part.parameters and part.uses("gradient") else ()
+            for part in self.parts
+            for name in self.names
+        ]
+        self._kl_limit = hyperparameters.kl_limit
+        self._alive = th.ones(())  # 0 once a minibatch was not applied
+        values = [parameter.detach() for parameter in self._parameters]
+        if self.steps:
+            values += self._take_up_moments()
+        self._state = [*values, self._alive]
+
+    def _take_up_moments(self) -> list[th.Tensor]:
         state = self.policy.optimizer.state
         for parameter in self._parameters:
-            if not state[parameter]:  # as Adam sets it up at its first step
+            if "step" not in state[parameter]:  # as Adam sets it up at its first step
                 state[parameter]["step"] = th.tensor(0.0)
                 state[parameter]["exp_avg"] = th.zeros_like(parameter)
                 state[parameter]["exp_avg_sq"] = th.zeros_like(parameter)
@@ -157,21 +217,42 @@ class CompiledUpdate:
         if len(steps) > 1:
             raise CompilationError(f"its optimizer's parameters are at different steps: {sorted(steps)}")
         self._step = th.tensor(steps.pop(), dtype=th.float64)
-        self._hyperparameters = th.tensor(hyperparameters, dtype=th.float64)
-        self._state = [
-            *(parameter.detach() for parameter in self._parameters),
-            *(state[parameter]["exp_avg"] for parameter in self._parameters),
-            *(state[parameter]["exp_avg_sq"] for parameter in self._parameters),
-            self._step,
-            th.ones(()),  # 0 once a minibatch was not applied
-        ]
+        moments = [state[parameter][kind] for kind in ("exp_avg", "exp_avg_sq") for parameter in self._parameters]
+        return [*moments, self._step]
+
+    def prepare(self, rollout: Samples, batch_size: int, variants: set[Variant], er_batch: Samples | None) -> None:
+        """
+        Compile what an update will need, so that nothing can fail half-way.
+
+        :param rollout: all transitions
+        :param batch_size: of the minibatches; the last one may be smaller
+        :param variants: of the minibatches
+        :param er_batch: transitions whose features are ranked, if not the minibatch's own
+        :raises CompilationError: if a program cannot be compiled
+        """
+        total = len(rollout.advantages)
+        for size in {min(batch_size, total), total % batch_size} - {0}:
+            leaves, structure = pytree.tree_flatten(pytree.tree_map(lambda tensor, size=size: tensor[:size], rollout))
+            for variant in sorted(variants, key=lambda variant: variant.due):
+                given = er_batch if self.ranks_rows(variant) else None
+                inputs = leaves if given is None else [*leaves, *pytree.tree_leaves(given)]
+                self._program(variant, structure, given is not None, inputs)
+
+    def ranks_rows(self, variant: Variant) -> bool:
+        """
+        Whether a minibatch comes with transitions that are drawn for the effective rank.
+
+        :param variant: of the minibatch
+        :return: False for those that rank their own features, or none
+        """
+        return isinstance(self.rank, _RowsRank) and any(self.parts[index] is self.rank for index in variant.due)
 
     def epoch(
         self,
         rollout: Samples,
         order: np.ndarray,
         batch_size: int,
-        variants: Iterator[tuple[Variant, Samples | None]],
+        variants: Callable[[], tuple[Variant, Samples | None]],
     ) -> np.ndarray:
         """
         Update on a pass over the rollout.
@@ -181,58 +262,143 @@ class CompiledUpdate:
         :param rollout: all transitions
         :param order: permutation of them
         :param batch_size: of the minibatches; the last one may be smaller
-        :param variants: for each minibatch, its variant and the transitions whose features are ranked, if not its own
-        :return: (n_minibatches, len(STATISTICS))
-        :raises CompilationError: if a program cannot be compiled; nothing was updated then
+        :param variants: gives for each minibatch its variant and the transitions whose features are ranked, if not its
+            own
+        :return: (n_minibatches, statistics), up to the first that was not applied or beyond
         """
         index = th.as_tensor(order)
         leaves, structure = pytree.tree_flatten(pytree.tree_map(lambda tensor: tensor[index], rollout))
         jobs = []
+        self._variants: list[Variant] = []
         for parts in zip(*(leaf.split(batch_size) for leaf in leaves), strict=True):
-            variant, er_batch = next(variants)
+            variant, er_batch = variants()
+            self._variants.append(variant)
             inputs = list(parts) if er_batch is None else [*parts, *pytree.tree_leaves(er_batch)]
-            key = (variant, self._adam_options(), tuple((leaf.shape, leaf.dtype) for leaf in inputs))
-            if key not in self._programs:
-                self._programs[key] = self._compile_update(variant, structure, er_batch is not None, inputs)
-            jobs.append((self._programs[key], inputs))
-        with th.no_grad():
-            statistics = [program(*self._state, self._hyperparameters, *inputs)[0] for program, inputs in jobs]
-        return th.stack(statistics).numpy()
+            jobs.append((self._program(variant, structure, er_batch is not None, inputs), inputs))
+        shared = [*self._state, self._hyperparameters, *(c for constants in self._constants for c in constants)]
+        if self.steps:
+            with th.no_grad():
+                rows = [program(*shared, *inputs)[0] for program, inputs in jobs]
+            self._write_back_step()
+        else:
+            rows = self._steps_between(shared, jobs)
+        return th.stack(rows).numpy()
 
-    def end(self) -> None:
-        """Write the number of steps taken back to the optimizer."""
+    def _program(self, variant: Variant, structure: Any, has_er_batch: bool, inputs: list[th.Tensor]) -> Program:
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in inputs)
+        reported = None if self.l2_names is None else tuple(self.l2_names)
+        key = (variant, tuple(self.parts), tuple(self._recorded), reported, self._adam_options(), shapes)
+        if key not in self._programs:
+            count, state_count = len(self._parameters), len(self._state) + 1
+            lengths = [len(constants) for constants in self._constants]
+
+            def update(*flat: th.Tensor) -> tuple[th.Tensor, ...]:
+                *state, hyperparameters = flat[:state_count]
+                constants, rest = [], list(flat[state_count:])
+                for length in lengths:
+                    constants.append(tuple(rest[:length]))
+                    rest = rest[length:]
+                size = structure.num_leaves
+                minibatch = pytree.tree_unflatten(rest[:size], structure)
+                er_batch = pytree.tree_unflatten(rest[size:], structure) if has_er_batch else None
+                return self._update(variant, count, state, hyperparameters, constants, minibatch, er_batch)
+
+            shared = [*self._state, self._hyperparameters, *(c for constants in self._constants for c in constants)]
+            self._programs[key] = self._compile(update, [*shared, *inputs])
+        return self._programs[key]
+
+    def _compile(self, function: Program, inputs: list[th.Tensor]) -> Program:
+        held = [attachment.suspended() for attachment in self.attachments]
+        for context in held:
+            context.__enter__()
+        try:
+            return compile_program(self.policy, function, inputs)
+        finally:
+            for context in reversed(held):
+                context.__exit__(None, None, None)
+
+    def _steps_between(self, shared: list[th.Tensor], jobs: list[Any]) -> list[th.Tensor]:
+        """Let the optimizer take the steps, with all that hangs on it."""
+        rows = []
+        optimizer = self.policy.optimizer
+        for program, inputs in jobs:
+            with th.no_grad():
+                row, *outputs = program(*shared, *inputs)
+            rows.append(row)
+            if not row[STATISTICS.index("applied")] > 0:
+                break
+            for parameter, gradient in zip(self._parameters, outputs, strict=False):
+                parameter.grad = gradient
+            activations = dict(zip(self._recorded, outputs[len(self._parameters) :], strict=True))
+            for attachment in self.attachments:
+                attachment.agent.activations.update(activations)
+            optimizer.step()
+        return rows
+
+    def _write_back_step(self) -> None:
         for parameter in self._parameters:
             self.policy.optimizer.state[parameter]["step"].fill_(float(self._step))
 
-    def ascend(self, samples: Samples, step_size: float) -> tuple[float, bool]:
+    def due(self, counts: Callable[[Mitigation], int]) -> tuple[int, ...]:
         """
-        Take one plain gradient step on -(erank_policy + erank_value), where its gradient is finite.
+        Say which mitigations act on a minibatch.
+
+        :param counts: how many minibatches each has seen
+        :return: their places in the list
+        """
+        acting = []
+        for index, part in enumerate(self.parts):
+            penalises = part.uses("gradient") or part.uses("feature_penalty")
+            if penalises and self._strengths[index] != 0 and part.due(counts(part)):
+                acting.append(index)
+        return tuple(acting)
+
+    def ascend(self, samples: Samples, step_size: float) -> float:
+        """
+        Take one plain gradient step on -(erank_policy + erank_value).
 
         :param samples: transitions whose features are ranked
         :param step_size: of the step
-        :return: the loss before the step, and whether it was taken
-        :raises CompilationError: if the program cannot be compiled; nothing was updated then
+        :return: the loss before the step
+        :raises FloatingPointError: when the gradient holds a NaN or infinity; the parameters are then unchanged
+        """
+        program = self.prepare_ascent(samples)
+        with th.no_grad():
+            loss, finite = program(*self._ascent_inputs(samples, step_size))[0].tolist()
+        if not finite:
+            raise FloatingPointError(NONFINITE_FEATURES if math.isnan(loss) else NONFINITE_RANK_GRADIENT)
+        return float(loss)
+
+    def prepare_ascent(self, samples: Samples) -> Program:
+        """
+        Compile the plain gradient step.
+
+        :param samples: of the shapes it will be taken with
+        :return: the program
+        :raises CompilationError: if it cannot be compiled
         """
         leaves, structure = pytree.tree_flatten(samples)
-        inputs = [*(parameter.detach() for parameter in self._parameters), th.tensor(step_size), *leaves]
         key = ("ascent", tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if key not in self._programs:
-            self._programs[key] = self._compile_ascent(structure, inputs)
-        with th.no_grad():
-            loss, finite = self._programs[key](*inputs)[0].tolist()
-        return loss, bool(finite)
+            self._programs[key] = self._compile_ascent(structure, self._ascent_inputs(samples, 0.0))
+        return self._programs[key]
 
-    def _compile_ascent(self, structure: pytree.TreeSpec, inputs: list[th.Tensor]) -> Program:
+    def _ascent_inputs(self, samples: Samples, step_size: float) -> list[th.Tensor]:
+        values = (parameter.detach() for parameter in self._parameters)
+        return [*values, th.tensor(step_size), *pytree.tree_leaves(samples)]
+
+    def _compile_ascent(self, structure: Any, inputs: list[th.Tensor]) -> Program:
         count = len(self._parameters)
-        objective = _RankLoss(self.reward)
+        objective = _RankLoss(self.policy, self.rank)
 
-        def ascent(*flat: th.Tensor) -> tuple[th.Tensor]:
+        def ascent(*flat: th.Tensor) -> tuple[th.Tensor, ...]:
             parameters, step_size, leaves = flat[:count], flat[count], flat[count + 1 :]
             samples = pytree.tree_unflatten(list(leaves), structure)
 
             def loss(values: Sequence[th.Tensor]) -> th.Tensor:
                 named = {f"policy.{name}": value for name, value in zip(self.names, values, strict=True)}
-                return functional_call(objective, named, (samples,))
+                value: th.Tensor = functional_call(objective, named, (samples,))
+                return value
 
             gradients, er_loss = th.func.grad_and_value(loss)(list(parameters))
             finite = th.stack([th.isfinite(gradient).all() for gradient in (*gradients, er_loss)]).all()
@@ -242,52 +408,52 @@ class CompiledUpdate:
 
         return self._compile(ascent, inputs)
 
-    def _compile_update(
-        self, variant: Variant, structure: pytree.TreeSpec, has_er_batch: bool, inputs: list[th.Tensor]
-    ) -> Program:
-        count = len(self._parameters)
+    def _layers_of(self, part: Mitigation, network: str) -> tuple[str, ...]:
+        return part.targets[network].features if part is self.rank else part.feature_layers(part.targets[network])
 
-        def update(*flat: th.Tensor) -> tuple[th.Tensor]:
-            parameters, first, second = flat[:count], flat[count : 2 * count], flat[2 * count : 3 * count]
-            step, alive, hyperparameters, *leaves = flat[3 * count :]
-            size = structure.num_leaves
-            minibatch = pytree.tree_unflatten(leaves[:size], structure)
-            er_batch = pytree.tree_unflatten(leaves[size:], structure) if has_er_batch else None
-            statistics = self._update(
-                variant, parameters, first, second, step, alive, hyperparameters, minibatch, er_batch
-            )
-            return (statistics,)
+    def penalties(self, rows: np.ndarray) -> Iterator[tuple[Mitigation, np.ndarray, np.ndarray]]:
+        """
+        Penalties on features that were reported.
 
-        return self._compile(update, [*self._state, self._hyperparameters, *inputs])
+        :param rows: as :meth:`epoch` gives them, from the first on
+        :return: for each mitigation and network: the mitigation, in which minibatches it acted, and its values
+        """
+        for column, (index, _) in enumerate(self._penalties):
+            acted = np.array([index in variant.due for variant in self._variants[: len(rows)]], dtype=bool)
+            yield self.parts[index], acted, rows[:, len(STATISTICS) + column]
 
-    def _compile(self, function: Program, inputs: list[th.Tensor]) -> Program:
-        """Trace a function on copies of its inputs and compile the trace."""
-        copies: list[Any] = [tensor.clone() for tensor in inputs]
-        # Straight to the compiler: torch.compile's guards on some forty inputs would cost as much as the update itself,
-        # and the key of the program cache already holds all that they would check.
-        try:
-            with tracing(self.policy), _quiet(), th.no_grad():
-                trace = make_fx(function, tracing_mode="fake")(*copies)
-                return inductor_compile(use_onednn(trace), copies, options=_OPTIONS)
-        except Exception as error:  # an exotic policy, or a compiler that does not work: it runs uncompiled
-            first_line = (str(error).splitlines() or [""])[0]
-            raise CompilationError(f"{type(error).__name__}: {first_line}") from error
+    def count(self, passes: int, updates: int) -> None:
+        """
+        Let mitigations know of the updates that no hook of theirs has seen.
+
+        :param passes: minibatches that were passed forward
+        :param updates: those that were applied
+        """
+        for part in self.parts:
+            kinds = {"passes": passes} if part.uses("feature_penalty") else {}
+            if self.steps:
+                kinds["updates"] = updates
+            for kind, number in kinds.items():
+                counts = part.state.setdefault(kind, {})
+                for network in part.targets:
+                    counts[network] = counts.get(network, 0) + number
 
     def _update(
         self,
         variant: Variant,
-        parameters: Sequence[th.Tensor],
-        first_moments: Sequence[th.Tensor],
-        second_moments: Sequence[th.Tensor],
-        step: th.Tensor,
-        alive: th.Tensor,
+        count: int,
+        state: list[th.Tensor],
         hyperparameters: th.Tensor,
+        constants: list[tuple[th.Tensor, ...]],
         minibatch: Samples,
         er_batch: Samples | None,
-    ) -> th.Tensor:
+    ) -> tuple[th.Tensor, ...]:
         """One update, in place; traced once for each program."""
-        at: Any = Hyperparameters._make(hyperparameters.unbind())
-        single: Any = Hyperparameters._make(hyperparameters.float().unbind())
+        parameters, alive = state[:count], state[-1]
+        numbers = len(Hyperparameters._fields)
+        at: Any = Hyperparameters._make(hyperparameters[:numbers].unbind())
+        single: Any = Hyperparameters._make(hyperparameters[:numbers].float().unbind())
+        strengths = hyperparameters[numbers:].float().unbind()
         coefficients = PPOCoefficients(
             clip_range=single.clip_range,
             clip_range_vf=single.clip_range_vf if variant.clip_range_vf else None,
@@ -295,44 +461,79 @@ class CompiledUpdate:
             vf_coef=single.vf_coef,
             normalize_advantage=variant.normalize_advantage,
         )
-        objective = _Objective(self.reward)
+        penalties = [(index, network) for index, network in self._penalties if index in variant.due]
+        layers = {layer for index, network in penalties for layer in self._layers_of(self.parts[index], network)}
+        own = {} if er_batch is None else ranked_layers(self.rank)
+        objective = _Objective(
+            self.policy, sorted(layers | set(self._recorded)), [n for ns in own.values() for n in ns]
+        )
 
-        def loss(values: Sequence[th.Tensor]) -> tuple[th.Tensor, tuple[th.Tensor, ...]]:
-            named = dict(zip(self.names, values, strict=True))
-            terms = functional_call(
-                objective,
-                {f"policy.{name}": value for name, value in named.items()},
-                (
-                    minibatch,
-                    coefficients,
-                    single.er_coef if variant.effective_rank else None,
-                    er_batch,
-                    single.l2_coef if variant.l2 else None,
-                    [named[name] for name in self.l2_names],
-                ),
-            )
-            ppo = terms.ppo
-            zero = terms.loss.new_zeros(())
-            reported = (
-                terms.loss,
-                ppo.policy_loss,
-                ppo.value_loss,
-                ppo.entropy_loss,
-                ppo.approx_kl,
-                ppo.clip_fraction,
-                zero if terms.er_loss is None else terms.er_loss,
-                zero if terms.l2_loss is None else terms.l2_loss,
-            )
-            return terms.loss, tuple(term.detach() for term in reported)
+        def loss(values: Sequence[th.Tensor]) -> tuple[th.Tensor, Any]:
+            named = {f"policy.{name}": value for name, value in zip(self.names, values, strict=True)}
+            ppo, features, ranked = functional_call(objective, named, (minibatch, coefficients, er_batch))
+            total, found = ppo.loss, []
+            for index, network in penalties:
+                part = self.parts[index]
+                of = ranked if er_batch is not None and part is self.rank else features
+                matrices = {name: of[name] for name in self._layers_of(part, network)}
+                penalty = self._named(part, part.feature_penalty, part.targets[network], matrices)
+                total = total + strengths[index] * penalty
+                found.append(penalty.detach())
+            terms = (*ppo, *found, *(features[name] for name in (self._recorded if not variant.steps else ())))
+            return total, tuple(term.detach() for term in terms)
 
-        gradients, (_, reported) = th.func.grad_and_value(loss, has_aux=True)(list(parameters))
+        gradients, (_, terms) = th.func.grad_and_value(loss, has_aux=True)(list(parameters))
+        terms = list(terms)
+        ppo, found = terms[:6], dict(zip(penalties, terms[6:], strict=False))
+        activations = terms[6 + len(penalties) :]
+        zero = ppo[0].new_zeros(())
+        squared = zero
+        if self.l2_names is not None:
+            by_name = dict(zip(self.names, parameters, strict=True))
+            squared = l2_penalty(by_name[name] for name in self.l2_names)
+        gradients = self._with_closed_forms(variant, parameters, gradients, strengths, constants)
         # A sum that no finite entries can take out of range: compiled, isfinite of each takes several times as long.
         finite = th.isfinite(th.stack([(gradient * 1e-30).sum() for gradient in gradients]).sum())
         norm = th.stack([th.linalg.vector_norm(gradient) for gradient in gradients]).square().sum().sqrt()
-        approx_kl = reported[STATISTICS.index("approx_kl")]
+        approx_kl = ppo[4]
         alive.mul_((finite & (approx_kl <= single.kl_limit)).to(alive.dtype))
-        self._adam(parameters, gradients, first_moments, second_moments, step, alive > 0, at, single, norm)
-        return th.stack([*reported, finite.float(), alive])
+        clip = (single.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        reported = th.stack(
+            [*ppo, squared, finite.float(), alive, *(found.get(entry, zero) for entry in self._penalties)]
+        )
+        if not variant.steps:
+            return (reported, *(gradient * clip for gradient in gradients), *activations)
+        first, second, step = state[count : 2 * count], state[2 * count : 3 * count], state[3 * count]
+        self._adam(parameters, gradients, first, second, step, alive > 0, at, single, clip)
+        return (reported,)
+
+    def _with_closed_forms(
+        self,
+        variant: Variant,
+        parameters: Sequence[th.Tensor],
+        gradients: Sequence[th.Tensor],
+        strengths: Sequence[th.Tensor],
+        constants: list[tuple[th.Tensor, ...]],
+    ) -> list[th.Tensor]:
+        """Add the gradients of penalties on parameters."""
+        added = []
+        for place, (name, parameter, gradient) in enumerate(zip(self.names, parameters, gradients, strict=True)):
+            for index in variant.due:
+                part = self.parts[index]
+                if part.uses("gradient") and name in part.parameters and part is not self.rank:
+                    given = constants[index * len(self.names) + place]
+                    gradient = gradient + self._named(part, part.gradient, name, parameter, strengths[index], *given)
+            added.append(gradient)
+        return added
+
+    @staticmethod
+    def _named(part: Mitigation, function: Callable[..., th.Tensor], *args: Any) -> th.Tensor:
+        """Call a mitigation, and name it where it cannot be traced."""
+        try:
+            return function(*args)
+        except Exception as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            raise CompilationError(f"{part.name} cannot be traced ({type(error).__name__}: {first_line})") from error
 
     def _adam_options(self) -> tuple[Any, ...]:
         group = self.policy.optimizer.param_groups[0]
@@ -349,19 +550,24 @@ class CompiledUpdate:
         apply: th.Tensor,
         at: Any,
         single: Any,
-        norm: th.Tensor,
+        clip: th.Tensor,
     ) -> None:
-        """Adam (Kingma and Ba 2015), or AdamW, as torch computes it, where ``apply``."""
+        """
+        Adam (Kingma and Ba 2015), or AdamW, as torch computes it, where ``apply``.
+
+        Written out, because torch's optimizers hold their state outside the program and know no ``apply``; inside, it
+        fuses with the gradient: the line "torch's Adam" of ``benchmarks/compiled.py`` is without.
+        """
         beta1, beta2, eps, decay, decoupled = self._adam_options()
         step.add_(apply.to(step.dtype))
         scalars = [
-            (single.max_grad_norm / (norm + 1e-6)).clamp(max=1.0),
+            clip,
             # In float64: early on, 1 - beta^t would lose most of its digits in float32.
             (at.learning_rate / (1 - beta1**step)).float(),
             (1 - beta2**step).sqrt().float(),
             apply.float(),
         ]
-        clip, step_size, root, apply = th.stack(scalars).unbind()  # see _OPTIONS
+        clip, step_size, root, apply = th.stack(scalars).unbind()  # see inductor.OPTIONS
         apply = apply > 0
         for parameter, gradient, first, second in zip(
             parameters, gradients, first_moments, second_moments, strict=True
@@ -381,113 +587,31 @@ class CompiledUpdate:
 
 
 class _Objective(nn.Module):
-    """The eager update's objective behind a ``forward``, for ``functional_call``."""
+    """PPO's loss and hidden features behind a ``forward``, for ``functional_call``."""
 
-    def __init__(self, reward: EffectiveRankReward) -> None:
+    def __init__(self, policy: ActorCriticPolicy, layers: list[str], ranked: list[str]) -> None:
         super().__init__()
-        self.policy = reward.policy
-        self.reward = reward
+        self.policy = policy
+        self.layers = layers
+        self.ranked = ranked
 
-    def forward(self, minibatch: Any, coefficients: Any, er_coef: Any, er_batch: Any, l2_coef: Any, l2: Any) -> Any:
-        return l2er_terms(
-            self.reward,
-            minibatch,
-            coefficients,
-            er_coef=er_coef,
-            er_batch=er_batch,
-            l2_coef=l2_coef,
-            l2_parameters=l2,
-        )
+    def forward(self, minibatch: Any, coefficients: Any, er_batch: Any) -> Any:
+        with record_features(self.policy, self.layers) as features:
+            ppo = ppo_terms(self.policy, minibatch, coefficients)
+        ranked: dict[str, th.Tensor] = {}
+        if er_batch is not None:
+            with record_features(self.policy, self.ranked) as ranked:
+                evaluate_actions(self.policy, er_batch.observations, er_batch.actions)
+        return ppo, features, ranked
 
 
 class _RankLoss(nn.Module):
     """The loss of the authors' step behind a ``forward``, for ``functional_call``."""
 
-    def __init__(self, reward: EffectiveRankReward) -> None:
+    def __init__(self, policy: ActorCriticPolicy, rank: EffectiveRank) -> None:
         super().__init__()
-        self.policy = reward.policy
-        self.reward = reward
+        self.policy = policy
+        self.rank = rank
 
     def forward(self, samples: Any) -> th.Tensor:
-        return self.reward.loss(self.reward.features(samples.observations, samples.actions))
-
-
-@contextmanager
-def tracing(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    Let a policy be traced: nothing looks at values, and no distribution that was traced stays behind.
-
-    :param policy: the actor-critic
-    """
-    distribution = th.distributions.Distribution
-    validate, state = distribution._validate_args, dict(vars(policy.action_dist))
-    one_hot = F.one_hot
-    distribution.set_default_validate_args(False)
-    F.one_hot = _one_hot  # with which SB3 reads discrete observations
-    try:
-        yield
-    finally:
-        F.one_hot = one_hot
-        distribution.set_default_validate_args(validate)
-        vars(policy.action_dist).clear()
-        vars(policy.action_dist).update(state)
-
-
-def _one_hot(tensor: th.Tensor, num_classes: int = -1) -> th.Tensor:
-    """As torch's, for values that are in range."""
-    return (tensor[..., None] == th.arange(num_classes)).long()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back that eigendecompositions are called by a longer way: it is lost in what they take."""
-
-    def keep_back(record: logging.LogRecord) -> bool:
-        return "c-shim" not in record.getMessage()
-
-    logger = logging.getLogger("torch._inductor.ir")
-    logger.addFilter(keep_back)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep_back)
-
-
-# Products smaller than this are not worth oneDNN's call: 128 x 256 x 256 gains a factor of two, 16 x 256 x 256 nothing.
-_ONEDNN_FROM = 64 * 128 * 128
-# Inductor accepts mkldnn's own operator with constant weights only; to one that it does not know it just passes on.
-_LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")
-_LIBRARY.define("product(Tensor left, Tensor weight, Tensor? bias) -> Tensor")
-
-
-_LIBRARY.impl("product", onednn.linear, "CPU")
-th.library.register_fake(
-    "sb3_plasticity::product", lambda left, weight, bias: left.new_empty(left.shape[0], weight.shape[0]), lib=_LIBRARY
-)
-
-
-def use_onednn(trace: fx.GraphModule) -> fx.GraphModule:
-    """
-    Send the large float32 matrix products of a traced update through oneDNN.
-
-    :param trace: as ``make_fx`` gives it
-    :return: the same module, changed in place
-    """
-    if not onednn.is_available():
-        return trace
-    aten = th.ops.aten
-    for node in list(trace.graph.nodes):
-        if node.target not in (aten.mm.default, aten.addmm.default):
-            continue
-        *bias, left, right = node.args
-        left_like, right_like = left.meta["tensor_meta"], right.meta["tensor_meta"]
-        if left_like.dtype != th.float32 or math.prod((*left_like.shape, right_like.shape[1])) < _ONEDNN_FROM:
-            continue
-        with trace.graph.inserting_before(node):
-            weight = trace.graph.call_function(aten.t.default, (right,))
-            arguments = (left, weight, bias[0] if bias else None)
-            product = trace.graph.call_function(th.ops.sb3_plasticity.product.default, arguments)
-        node.replace_all_uses_with(product)
-        trace.graph.erase_node(node)
-    trace.recompile()
-    return trace
+        return rank_loss(self.rank, policy_features(self.rank, samples))

@@ -1,6 +1,7 @@
 """PPO with the L2-ER objective."""
 
 import inspect
+import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,33 +16,41 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_plasticity.agents.networks import networks_of
 from sb3_plasticity.callbacks.task_sync import TaskSyncCallback, _tree
-from sb3_plasticity.common.actor_critic import find_hidden_layers
 from sb3_plasticity.common.checks import check_choice, check_count, check_strength, must_be, nearest
 from sb3_plasticity.common.objective import ER_AGGREGATES, ErAggregate, PPOCoefficients
 from sb3_plasticity.common.rank import RANKS_OF, RankOf
 from sb3_plasticity.common.rollout import Samples, rollout_samples, rollout_size
+from sb3_plasticity.mitigations.attachment import Attachment, attachments_of
+from sb3_plasticity.mitigations.base import Agent, Mitigation
+from sb3_plasticity.mitigations.effective_rank import EffectiveRank
+from sb3_plasticity.mitigations.penalties import L2
 from sb3_plasticity.ppo_l2er.acting import lean_acting
 from sb3_plasticity.ppo_l2er.compiled import (
     STATISTICS,
-    CompilationError,
     CompiledUpdate,
     Hyperparameters,
     Variant,
+    minibatches_seen,
     why_not,
+    why_not_with,
 )
+from sb3_plasticity.ppo_l2er.inductor import CompilationError
 from sb3_plasticity.ppo_l2er.presets import one_argument_form
 from sb3_plasticity.ppo_l2er.update import (
-    NONFINITE_FEATURES,
-    NONFINITE_RANK_GRADIENT,
-    EffectiveRankReward,
-    gradient_step,
-    l2er_terms,
+    GradientCheck,
+    Minibatches,
+    _RowsRank,
+    policy_features,
     rank_ascent_step,
+    rank_loss,
+    rank_penalties,
+    ranked_layers,
 )
 
 SelfPPO_L2ER = TypeVar("SelfPPO_L2ER", bound="PPO_L2ER")
@@ -63,6 +72,10 @@ class PPO_L2ER(PPO):
 
     erank is the effective rank of the hidden features: the inputs of every linear and convolutional layer after the
     first, averaged over a network's layers. Layers that policy and value network share count once, with the policy.
+
+    It is PPO with two mitigations, :class:`~sb3_plasticity.mitigations.EffectiveRank` and
+    :class:`~sb3_plasticity.mitigations.L2`; others can be attached with
+    :class:`~sb3_plasticity.mitigations.MitigationCallback`.
 
     Everything :class:`stable_baselines3.PPO` takes is taken in the same order and means the same; with ``er_coef=0``
     and ``l2_coef=0`` the results are PPO's, bit for bit. Built from an environment alone, ``PPO_L2ER(env)`` or
@@ -101,19 +114,14 @@ class PPO_L2ER(PPO):
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param er_coef: Weight of the effective rank (``er_mode="loss"``) or size of its step (``er_mode="step"``), >= 0;
-        it can be a function of the current progress remaining (from 1 to 0). The default comes from a small
-        measurement, one seed each, the preset's settings at friction 0.3, mean return of the last 20 episodes after
-        389,120 steps: 3,307 with 1e-3, 1,466 with 1e-2 (at more than twice the policy's effective rank), 1,921 without
-        penalties
+        it can be a function of the current progress remaining (from 1 to 0)
     :param l2_coef: Weight of the squared norm of the parameters, >= 0, or a schedule. The coupled weight decay ``wd``
         of the authors' optimizer is ``l2_coef = wd / 2``; the default is their wd = 1e-3
     :param er_mode: ``"loss"``: the poster's objective, one gradient for all terms. ``"step"``: the authors' code,
         before each epoch's minibatches one plain gradient step of size ``er_coef`` on the whole rollout's features
     :param er_interval: in ``"loss"`` mode, every how many minibatches one carries the effective rank, at
         ``er_interval``-fold strength, so that the sum of its gradients keeps its expectation. What Adam and gradient
-        clipping make of few large gradients may be less: in ``studies/er_interval.yml`` every 32nd minibatch returned
-        215 [96, 639] less than every 8th; of every 16th it cannot be told, +99 [-450, +136] (IQM of 4 seeds). An
-        eigendecomposition a layer is what it costs: see ``benchmarks/overhead.py``
+        clipping make of few large gradients may be less. An eigendecomposition a layer is what it costs
     :param er_batch_size: in ``"loss"`` mode, rank the features of this many transitions drawn from the rollout instead
         of the minibatch's own, which cannot show more rank than it has rows
     :param l2_log_std: Whether the squared norm includes the log standard deviation of the actions. Decay pulls it to 0,
@@ -123,9 +131,10 @@ class PPO_L2ER(PPO):
         ``"features"``, the singular values of the uncentred feature matrix (authors' code)
     :param er_aggregate: ``"mean"``: mean over layers of their effective ranks. ``"sum"``: effective rank of the layers'
         summed second moments (poster), for layers of equal width
-    :param compile: Whether to compile the minibatch update: the same numbers up to
-        rounding, several times faster after some seconds of compilation. Where that is not possible (another optimizer
-        than Adam, batch normalisation, no C++ compiler, ...) a warning says why and the update runs as without
+    :param compile: Whether to compile the minibatch update: the same numbers up to rounding, several times faster after
+        some seconds of compilation. Attached mitigations act in it, too. Where that is not possible (another optimizer
+        than Adam, batch normalisation, no C++ compiler, a mitigation or a hook that no program can hold, ...) a warning
+        names the reason and the update runs as without
     :param preset: ``"auto"`` takes what a one-argument call leaves out from the packaged preset for that environment
         id, where there is one; None never does
     :raises ValueError: for arguments outside what is accepted
@@ -218,26 +227,34 @@ class PPO_L2ER(PPO):
     def _setup_model(self) -> None:
         self._check_arguments()
         super()._setup_model()
-        if self.l2_log_std == "only" and not self._l2_parameters:
-            raise must_be("l2_log_std", "True or False for a policy without log standard deviation", self.l2_log_std)
         self.er_coef = FloatSchedule(self.er_coef)
         self.l2_coef = FloatSchedule(self.l2_coef)
 
-        layers = find_hidden_layers(self.policy)
+        self._attach()
+        if self.l2_log_std == "only" and not self._decay.parameters:
+            raise must_be("l2_log_std", "True or False for a policy without log standard deviation", self.l2_log_std)
         self._compiled: CompiledUpdate | None = None
-        self._uncompilable: str | None = None
-        self._rank_reward = EffectiveRankReward(self.policy, layers, self.rank_of, self.er_aggregate)
+        self._uncompilable: dict[tuple[Mitigation, ...], str] = {}
+        self._warned: set[str] = set()
         constant_zero = self.er_coef(1.0) == self.er_coef(0.5) == self.er_coef(0.0) == 0
-        if not constant_zero and not layers.names:
+        if not constant_zero and not ranked_layers(self._rank):
             warnings.warn(
                 f"er_coef={self.er_coef(1.0)} has no effect: this policy has no hidden layer whose features could be "
                 f"ranked (net_arch={self.policy.net_arch}); it trains as PPO with L2"
             )
-        if self.er_aggregate == "sum":
-            for names in (layers.policy, layers.value):
-                widths = {name: layers.widths[name] for name in names}
-                if len(set(widths.values())) > 1:
-                    raise must_be("er_aggregate", f"'mean' for hidden layers of different widths {widths}", "sum")
+
+    def _attach(self) -> None:
+        """Make the two mitigations that L2-ER is; their hooks are in place during updates only."""
+        arguments: dict[str, Any] = dict(
+            interval=self.er_interval if self.er_mode == "loss" else 1,
+            rank_of=self.rank_of,
+            aggregate=self.er_aggregate,
+        )
+        self._rank = EffectiveRank(**arguments)
+        if self.er_batch_size is not None:
+            self._rank = _RowsRank(self._draw_er_batch, **arguments)
+        self._decay = L2(log_std=self.l2_log_std)
+        self._own = Attachment(Agent(networks_of(self), self), [self._rank, self._decay])
 
     def _check_arguments(self) -> None:
         """Refuse values that are out of range, before anything is built."""
@@ -256,19 +273,6 @@ class PPO_L2ER(PPO):
         if self.er_batch_size > (size := self.n_steps * self.n_envs):
             raise must_be("er_batch_size", f"at most n_steps * n_envs = {size}", self.er_batch_size)
 
-    @property
-    def _trainable_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-
-    @property
-    def _l2_parameters(self) -> list[nn.Parameter]:
-        log_std, others = bool(self.l2_log_std), self.l2_log_std != "only"
-        return [
-            parameter
-            for name, parameter in self.policy.named_parameters()
-            if parameter.requires_grad and (log_std if name == "log_std" else others)
-        ]
-
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -286,79 +290,97 @@ class PPO_L2ER(PPO):
 
     def train(self) -> None:
         """Update policy using the currently gathered rollout buffer."""
+        progress = self._current_progress_remaining
+        er_coef, l2_coef = self.er_coef(progress), self.l2_coef(progress)  # type: ignore[operator]
+        # Once a rollout, as every other schedule.
+        in_loss = self.er_mode == "loss" and ranked_layers(self._rank)
+        self._rank.schedule = ConstantSchedule(er_coef if in_loss else 0.0)
+        self._decay.schedule = ConstantSchedule(l2_coef)
+        self._ascent = er_coef if self.er_mode == "step" and ranked_layers(self._rank) else 0.0
+        self._er_losses: list[float] = []
+        self._l2_losses: list[Any] = []
+        self._count_minibatches(self._n_minibatches)
         try:
             ranks = self._rollout_ranks()
-            self.policy.set_training_mode(True)
-            self._update_learning_rate(self.policy.optimizer)
-            progress = self._current_progress_remaining
-            er_coef, l2_coef = self.er_coef(progress), self.l2_coef(progress)  # type: ignore[operator]
-            if not self._rank_reward.layers.names:
-                er_coef = 0.0
-            coefficients = PPOCoefficients.of(self)
-            history: dict[str, list[Any]] = defaultdict(list)
-            compiled = self.compile and self._prepare_compiled(coefficients, er_coef, l2_coef)
-            for epoch in range(self.n_epochs):
-                if self.er_mode == "step" and er_coef > 0:
-                    history["er_loss"].append(self._rank_ascent(er_coef, compiled))
-                history["approx_kl"].clear()  # SB3 logs the last epoch's
-                train_epoch = self._train_epoch_compiled if compiled else self._train_epoch
-                continue_training = train_epoch(epoch, coefficients, er_coef, l2_coef, history)
-                self._n_updates += 1
-                if not continue_training:
-                    break
+            if not (self.compile and self._train_compiled()):
+                self._train_eager()
         except FloatingPointError as error:
+            self.policy.optimizer.zero_grad()
             raise FloatingPointError(
                 f"{type(self).__name__} stopped at {self.num_timesteps} timesteps, update {self._n_updates}: {error}. "
                 "The parameters are those before this minibatch"
             ) from error
-        self._record_training(history, coefficients, ranks)
+        penalties = self._rank.logs()
+        if "penalty" in penalties:  # a mean over networks
+            self._er_losses.append(penalties["penalty"] * (len(ranks) if self.er_batch_size is None else 1))
+        if self._er_losses:
+            self.logger.record("train/er_loss", np.mean(self._er_losses))
+        if self._l2_losses:
+            self.logger.record("train/l2_loss", np.mean([float(value) for value in self._l2_losses]))
+        for network, rank in ranks.items():
+            self.logger.record(f"train/erank_{network}", rank)
 
-    def _train_epoch(
-        self,
-        epoch: int,
-        coefficients: PPOCoefficients,
-        er_coef: float,
-        l2_coef: float,
-        history: dict[str, list[Any]],
-    ) -> bool:
-        """Take a pass over the rollout; return False when ``target_kl`` ended it."""
-        l2_parameters = self._l2_parameters
-        for minibatch in self.rollout_buffer.get(self.batch_size):
-            minibatch_er_coef = self._next_er_coef(er_coef)
-            terms = l2er_terms(
-                self._rank_reward,
-                minibatch,
-                coefficients,
-                er_coef=minibatch_er_coef,
-                er_batch=None if minibatch_er_coef is None else self._draw_er_batch(),
-                l2_coef=l2_coef or None,
-                l2_parameters=l2_parameters,
-            )
-            for name in ("policy_loss", "value_loss", "entropy_loss", "clip_fraction"):
-                history[name].append(getattr(terms.ppo, name).item())
-            for name in ("loss", "er_loss", "l2_loss"):
-                if (term := getattr(terms, name)) is not None:
-                    history[name].append(term.item())
-            approx_kl = terms.ppo.approx_kl.cpu().numpy()
-            history["approx_kl"].append(approx_kl)
-            if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
-                if self.verbose >= 1:
-                    print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
-                return False
-            gradient_step(self.policy, terms, self.max_grad_norm)
+    def _count_minibatches(self, count: int) -> None:
+        """Let the effective rank take its turns across epochs, rollouts and saves."""
+        self._n_minibatches = count
+        for kind in ("passes", "updates"):
+            self._rank.state[kind] = dict.fromkeys(self._rank.targets, count)
+
+    def _train_eager(self) -> None:
+        """SB3's ``train()`` with the two mitigations attached, the steps of ``er_mode="step"`` between its passes."""
+        buffer = self.rollout_buffer
+        minibatches = Minibatches(buffer, self._rank_ascent)
+        check = GradientCheck(self.policy, PPOCoefficients.of(self))
+        decayed = list(self._decay.parameters.values()) if self._decay.strength() != 0 else []
+
+        def before_step(*_: Any) -> None:
+            check(minibatches.last)
+            if decayed:
+                with th.no_grad():
+                    self._l2_losses.append(nn.utils.get_total_norm(decayed).square())
+
+        handle = self.policy.optimizer.register_step_pre_hook(before_step)
+        self.rollout_buffer = minibatches  # type: ignore[assignment]
+        if self._rank.strength() != 0 or decayed:
+            self._own.arm()
+        try:
+            super().train()
+        finally:
+            self._own.disarm()
+            self.rollout_buffer = buffer
+            handle.remove()
+            self._count_minibatches(self._n_minibatches + minibatches.count)
+
+    def _train_compiled(self) -> bool:
+        """Update by compiled programs; False, after a warning and before anything changed, where they cannot be had."""
+        others = attachments_of(self)
+        parts = (self._rank, *(part for attachment in others for part in attachment.mitigations))
+        for attachment in others:
+            attachment.disarm()  # what hangs on policy and optimizer now is somebody else's
+        try:
+            reason = self._uncompilable.get(parts) or why_not(self.policy) or why_not_with(self.policy, parts)
+            if reason is None:
+                self._compiled = self._compiled or CompiledUpdate(self.policy, self._rank)
+                self._prepare_programs(others)
+        except CompilationError as error:
+            reason = self._uncompilable[parts] = str(error)
+        finally:
+            for attachment in others:
+                attachment.arm()
+        if reason is not None:
+            if reason not in self._warned:
+                self._warned.add(reason)
+                name = type(self.policy).__name__
+                warnings.warn(f"compile=True: the update of this {name} runs uncompiled, because {reason}")
+            return False
+        self._run_programs()
         return True
 
-    def _prepare_compiled(self, coefficients: PPOCoefficients, er_coef: float, l2_coef: float) -> bool:
-        """Make the compiled update ready for this rollout; False, after a warning, where it cannot be had."""
-        if self._uncompilable is None and self._compiled is None:
-            self._uncompilable = why_not(self.policy)
-            if self._uncompilable is None:
-                names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
-                self._compiled = CompiledUpdate(self._rank_reward, [names[id(p)] for p in self._l2_parameters])
-            else:
-                self._warn_uncompiled()
-        if self._compiled is None:
-            return False
+    def _prepare_programs(self, others: list[Attachment]) -> None:
+        assert self._compiled is not None
+        self._update_learning_rate(self.policy.optimizer)
+        self.policy.set_training_mode(True)
+        coefficients = PPOCoefficients.of(self)
         hyperparameters = Hyperparameters(
             learning_rate=self.policy.optimizer.param_groups[0]["lr"],
             clip_range=coefficients.clip_range,
@@ -367,89 +389,74 @@ class PPO_L2ER(PPO):
             vf_coef=self.vf_coef,
             max_grad_norm=self.max_grad_norm,
             kl_limit=float("inf") if self.target_kl is None else 1.5 * self.target_kl,
-            er_coef=self.er_interval * er_coef,
-            l2_coef=l2_coef,
         )
-        try:
-            self._compiled.begin(hyperparameters)
-        except CompilationError as error:
-            self._give_up_compiling(error)
-            return False
-        return True
+        names = list(self._decay.parameters) if self._decay.strength() != 0 else None
+        self._compiled.begin(hyperparameters, [self._own, *others], names)
+        self._rollout = rollout_samples(self.rollout_buffer)
+        size = rollout_size(self.rollout_buffer)
+        seen = range(self.n_epochs * -(-size // self.batch_size))
+        rows = (
+            None if self.er_batch_size is None else rollout_samples(self.rollout_buffer, np.arange(self.er_batch_size))
+        )
+        self._compiled.prepare(self._rollout, self.batch_size, {self._variant(offset) for offset in seen}, rows)
+        if self._ascent > 0:
+            self._compiled.prepare_ascent(self._rollout)
 
-    def _give_up_compiling(self, error: CompilationError) -> None:
-        self._uncompilable, self._compiled = str(error), None
-        self._warn_uncompiled()
+    def _variant(self, offset: int) -> Variant:
+        """Of the minibatch after so many others."""
+        assert self._compiled is not None
+        return Variant(
+            due=self._compiled.due(lambda part: minibatches_seen(part) + offset),
+            clip_range_vf=self.clip_range_vf is not None,
+            normalize_advantage=self.normalize_advantage,
+            steps=self._compiled.steps,
+        )
 
-    def _warn_uncompiled(self) -> None:
-        name = type(self.policy).__name__
-        warnings.warn(f"compile=True: the update of this {name} runs uncompiled, because {self._uncompilable}")
+    def _run_programs(self) -> None:
+        """As SB3's ``train()``, on the same minibatches in the same order."""
+        compiled, size = self._compiled, rollout_size(self.rollout_buffer)
+        assert compiled is not None
+        history: dict[str, list[Any]] = defaultdict(list)
+        for epoch in range(self.n_epochs):
+            if self._ascent > 0:
+                self._er_losses.append(compiled.ascend(self._rollout, self._ascent))
+            order = np.random.permutation(size)  # noqa: NPY002  (as RolloutBuffer.get)
+            offsets = itertools.count()
 
-    def _train_epoch_compiled(
-        self,
-        epoch: int,
-        coefficients: PPOCoefficients,
-        er_coef: float,
-        l2_coef: float,
-        history: dict[str, list[Any]],
-    ) -> bool:
-        """As :meth:`_train_epoch`, on the same minibatches in the same order."""
-        first = self._n_minibatches
+            def variant(offsets: Iterator[int] = offsets) -> tuple[Variant, Samples | None]:
+                found = self._variant(next(offsets))
+                return found, self._draw_er_batch() if compiled.ranks_rows(found) else None
 
-        def variants() -> Iterator[tuple[Variant, Samples | None]]:
-            while True:
-                has_rank = self._next_er_coef(er_coef) is not None
-                variant = Variant(
-                    effective_rank=has_rank,
-                    l2=l2_coef != 0,
-                    clip_range_vf=coefficients.clip_range_vf is not None,
-                    normalize_advantage=self.normalize_advantage,
+            rows = compiled.epoch(self._rollout, order, self.batch_size, variant)
+            columns = dict(zip(STATISTICS, rows.T, strict=False))
+            used = len(rows) if columns["applied"].all() else int(columns["applied"].argmin()) + 1
+            applied = bool(columns["applied"][used - 1])
+            penalties = list(compiled.penalties(rows[:used]))
+            if not columns["finite"][:used].all():
+                raise FloatingPointError(
+                    _culprit({name: column[used - 1] for name, column in columns.items()}, penalties)
                 )
-                yield variant, self._draw_er_batch() if has_rank else None
+            history["approx_kl"].clear()  # SB3 logs the last epoch's
+            for name in ("loss", "policy_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl"):
+                history[name].extend(columns[name][:used])
+            if self._decay.strength() != 0:
+                self._l2_losses.extend(columns["l2_loss"][: used if applied else used - 1])
+            for part, acted, values in penalties:
+                for value in values[acted]:
+                    part.observe("penalty", value)
+            compiled.count(used, used if applied else used - 1)
+            self._count_minibatches(self._n_minibatches + used)
+            self._n_updates += 1
+            if not applied:
+                if self.verbose >= 1:
+                    kl = columns["approx_kl"][used - 1]
+                    print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+                break
+        self._record_training(history)
 
-        if self._compiled is None:  # an earlier epoch of this rollout found out
-            return self._train_epoch(epoch, coefficients, er_coef, l2_coef, history)
-        random_state = np.random.get_state(), th.get_rng_state()  # noqa: NPY002
-        order = np.random.permutation(rollout_size(self.rollout_buffer))  # noqa: NPY002  (as RolloutBuffer.get)
-        if epoch == 0:
-            self._rollout = rollout_samples(self.rollout_buffer)
-        try:
-            rows = self._compiled.epoch(self._rollout, order, self.batch_size, variants())
-        except CompilationError as error:
-            self._give_up_compiling(error)
-            self._n_minibatches = first
-            np.random.set_state(random_state[0])  # noqa: NPY002
-            th.set_rng_state(random_state[1])
-            return self._train_epoch(epoch, coefficients, er_coef, l2_coef, history)
-        self._compiled.end()
-        columns = dict(zip(STATISTICS, rows.T, strict=True))
-        used = len(rows) if columns["applied"].all() else int(columns["applied"].argmin()) + 1
-        with_rank = [(first + index) % self.er_interval == 0 for index in range(used)]
-        self._n_minibatches = first + used
-        if not columns["finite"][:used].all():
-            last = {name: column[used - 1] for name, column in columns.items()}
-            if np.isnan(last["er_loss"]):  # the eager update stops here, too, before it looks at PPO's terms
-                raise FloatingPointError(NONFINITE_FEATURES)
-            terms = ("policy_loss", "value_loss", "entropy_loss", "l2_loss")
-            culprits = [f"{name} is {last[name]}" for name in terms if not np.isfinite(last[name])]
-            raise FloatingPointError(culprits[0] if culprits else "the gradient is not finite")
-        for name in ("loss", "policy_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl"):
-            history[name].extend(columns[name][:used])
-        if self.er_mode == "loss" and er_coef != 0:
-            history["er_loss"].extend(columns["er_loss"][:used][with_rank])
-        if l2_coef != 0:
-            history["l2_loss"].extend(columns["l2_loss"][:used])
-        if not columns["applied"][used - 1]:
-            if self.verbose >= 1:
-                print(f"Early stopping at step {epoch} due to reaching max kl: {columns['approx_kl'][used - 1]:.2f}")
-            return False
-        return True
-
-    def _record_training(
-        self, history: dict[str, list[Any]], coefficients: PPOCoefficients, ranks: dict[str, float]
-    ) -> None:
-        """Log what SB3 logs, under the same keys and in the same order, then what is ours."""
-        record = self.logger.record
+    def _record_training(self, history: dict[str, list[Any]]) -> None:
+        """Log what SB3's ``train()`` logs, under the same keys and in the same order."""
+        record, progress = self.logger.record, self._current_progress_remaining
         record("train/entropy_loss", np.mean(history["entropy_loss"]))
         record("train/policy_gradient_loss", np.mean(history["policy_loss"]))
         record("train/value_loss", np.mean(history["value_loss"]))
@@ -461,42 +468,22 @@ class PPO_L2ER(PPO):
         if hasattr(self.policy, "log_std"):
             record("train/std", th.exp(self.policy.log_std).mean().item())
         record("train/n_updates", self._n_updates, exclude="tensorboard")
-        record("train/clip_range", coefficients.clip_range)
-        if coefficients.clip_range_vf is not None:
-            record("train/clip_range_vf", coefficients.clip_range_vf)
-        for name in ("er_loss", "l2_loss"):
-            if history[name]:
-                record(f"train/{name}", np.mean(history[name]))
-        for network, rank in ranks.items():
-            record(f"train/erank_{network}", rank)
+        record("train/clip_range", self.clip_range(progress))  # type: ignore[operator]
+        if self.clip_range_vf is not None:
+            record("train/clip_range_vf", self.clip_range_vf(progress))  # type: ignore[operator]
 
-    def _next_er_coef(self, er_coef: float) -> float | None:
-        """Strength of the effective rank in the next minibatch; None if it carries none."""
-        carries_it = self._n_minibatches % self.er_interval == 0
-        self._n_minibatches += 1
-        return self.er_interval * er_coef if carries_it and self.er_mode == "loss" and er_coef != 0 else None
-
-    def _draw_er_batch(self) -> Samples | None:
-        if self.er_batch_size is None:
-            return None
+    def _draw_er_batch(self) -> Samples:
         rows = th.randperm(rollout_size(self.rollout_buffer))[: self.er_batch_size]
         return rollout_samples(self.rollout_buffer, rows.numpy())
 
-    def _rank_ascent(self, step_size: float, compiled: bool = False) -> float:
-        """Take one step on the whole rollout's features and return the loss before it."""
-        rollout = rollout_samples(self.rollout_buffer)
-        if compiled and self._compiled is not None:
-            try:
-                er_loss, finite = self._compiled.ascend(rollout, step_size)
-            except CompilationError as error:
-                self._give_up_compiling(error)
-            else:
-                if not finite:
-                    raise FloatingPointError(NONFINITE_FEATURES if np.isnan(er_loss) else NONFINITE_RANK_GRADIENT)
-                return er_loss
-        loss = self._rank_reward.loss(self._rank_reward.features(rollout.observations, rollout.actions))
-        rank_ascent_step(self._trainable_parameters, loss, step_size)
-        return loss.item()
+    def _rank_ascent(self) -> None:
+        """In ``er_mode="step"``, take one step on the whole rollout's features."""
+        if self._ascent == 0:
+            return
+        loss = rank_loss(self._rank, policy_features(self._rank, rollout_samples(self.rollout_buffer)))
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        rank_ascent_step(parameters, loss, self._ascent)
+        self._er_losses.append(loss.item())
 
     def _rollout_ranks(self) -> dict[str, float]:
         """Effective ranks on the rollout's features, under the weights that collected it."""
@@ -504,8 +491,8 @@ class PPO_L2ER(PPO):
         rows = np.linspace(0, size - 1, LOGGED_ROWS).astype(int) if size > LOGGED_ROWS else None
         rollout = rollout_samples(self.rollout_buffer, rows)
         with th.no_grad():
-            features = self._rank_reward.features(rollout.observations, rollout.actions)
-            return {network: rank.item() for network, rank in self._rank_reward.ranks(features).items()}
+            penalties = rank_penalties(self._rank, policy_features(self._rank, rollout))
+        return {network: -penalty.item() for network, penalty in penalties.items()}
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callbacks: list[Any] = callback if isinstance(callback, list) else [] if callback is None else [callback]
@@ -584,4 +571,22 @@ class PPO_L2ER(PPO):
         return f"{type(self).__name__}({policy}, {', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rank_reward", "_compiled", "_uncompilable", "_rollout"]
+        return [*super()._excluded_save_params(), *_TRANSIENT]
+
+
+# Attributes that are made anew when a model is loaded.
+_TRANSIENT = (
+    *("_rank", "_decay", "_own", "_ascent", "_er_losses", "_l2_losses"),
+    *("_compiled", "_uncompilable", "_warned", "_rollout"),
+)
+
+
+def _culprit(last: dict[str, Any], penalties: list[Any]) -> str:
+    """Name the first term of a minibatch that is not finite; penalties first, as the eager update meets them first."""
+    for part, _, values in penalties:
+        if np.isnan(values[-1]):
+            return f"{part.name}: features contain NaN or infinity"
+    for name in ("policy_loss", "value_loss", "entropy_loss"):
+        if not np.isfinite(last[name]):
+            return f"{name} is {last[name]}"
+    return "the gradient is not finite"

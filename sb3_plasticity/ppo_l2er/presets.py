@@ -28,7 +28,8 @@ def read_presets(algorithm: str = "ppo_l2er") -> dict[str, dict[str, Any]]:
     :return: an rl-zoo entry for each environment id
     """
     text = (files("sb3_plasticity.zoo_configs") / f"{algorithm}.yml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    presets: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return presets
 
 
 def preset_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def parse_schedule(value: Any) -> Any:
     return value
 
 
-def policy_for(observation_space: spaces.Space) -> str:
+def policy_for(observation_space: spaces.Space[Any]) -> str:
     """
     Choose SB3's policy for an observation space, as its documentation advises.
 

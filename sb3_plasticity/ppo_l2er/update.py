@@ -1,163 +1,150 @@
-"""How one minibatch update runs: the objective, its gradient, clipping and the optimizer's step."""
+"""What PPO_L2ER adds around SB3's update: passes over the rollout, the rank of its rows, and what went wrong."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+from typing_extensions import override
 
-from sb3_plasticity.common.actor_critic import HiddenLayers, evaluate_actions, record_features
-from sb3_plasticity.common.objective import (
-    ErAggregate,
-    PPOCoefficients,
-    PPOTerms,
-    features_rank,
-    l2_penalty,
-    ppo_terms,
-)
-from sb3_plasticity.common.rank import RankOf
+from sb3_plasticity.agents.networks import Network
+from sb3_plasticity.common.actor_critic import evaluate_actions, record_features
+from sb3_plasticity.common.objective import PPOCoefficients, ppo_terms
 from sb3_plasticity.common.rollout import Samples
+from sb3_plasticity.mitigations.effective_rank import EffectiveRank
 
-# What is said when the effective rank cannot be used.
-NONFINITE_FEATURES = "er_loss: features contain NaN or infinity"
-NONFINITE_RANK_GRADIENT = "er_loss has a NaN or infinite gradient"
+NONFINITE_FEATURES = "effective_rank: features contain NaN or infinity"
+NONFINITE_RANK_GRADIENT = "effective_rank has a NaN or infinite gradient"
 
 
-class L2ERTerms(NamedTuple):
+class Minibatches:
     """
-    The objective on one minibatch.
+    A rollout buffer that says when a pass over it begins and which minibatch was drawn last.
 
-    :param loss: PPO's loss plus the penalties that are switched on
-    :param ppo: PPO's loss and its terms
-    :param er_loss: -(erank_policy + erank_value), or None where it took no part
-    :param l2_loss: ||theta||^2, or None where it took no part
-    """
+    SB3's ``train()`` reads it like the buffer itself.
 
-    loss: th.Tensor
-    ppo: PPOTerms
-    er_loss: th.Tensor | None
-    l2_loss: th.Tensor | None
-
-
-@dataclass(frozen=True)
-class EffectiveRankReward:
-    """
-    The effective rank of both networks' hidden features.
-
-    :param policy: the actor-critic
-    :param layers: whose inputs are the hidden features
-    :param rank_of: ``"covariance"`` or ``"features"``
-    :param aggregate: ``"mean"`` or ``"sum"``
+    :param buffer: a full rollout buffer
+    :param on_pass: called before the minibatches of each pass are drawn
     """
 
-    policy: ActorCriticPolicy
-    layers: HiddenLayers
-    rank_of: RankOf
-    aggregate: ErAggregate
+    def __init__(self, buffer: RolloutBuffer, on_pass: Callable[[], None]) -> None:
+        self.buffer = buffer
+        self.on_pass = on_pass
+        self.count = 0
+        self.last: Any = None
 
-    def ranks(self, features: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    def get(self, batch_size: int | None = None) -> Iterator[Samples]:
         """
-        Effective rank, network by network.
+        Draw the minibatches of a pass, as the buffer does.
 
-        :param features: a matrix (rows, features) for each layer
-        :return: a scalar for ``"policy"`` and for ``"value"``; a network without hidden layers of its own is left out
-        :raises FloatingPointError: for a NaN or infinity in the features
+        :param batch_size: of a minibatch
+        :return: the buffer's minibatches
         """
-        try:
-            ranks = {
-                network: features_rank([features[name] for name in names], self.rank_of, self.aggregate)
-                for network, names in (("policy", self.layers.policy), ("value", self.layers.value))
-            }
-        except ValueError as error:
-            raise FloatingPointError(f"er_loss: {error}") from error
-        return {network: rank for network, rank in ranks.items() if rank is not None}
+        self.on_pass()
+        for minibatch in self.buffer.get(batch_size):
+            self.count += 1
+            self.last = minibatch
+            yield minibatch
 
-    def loss(self, features: dict[str, th.Tensor]) -> th.Tensor:
-        """
-        The term of the objective, -(erank_policy + erank_value).
-
-        :param features: a matrix (rows, features) for each layer
-        :return: scalar
-        """
-        return -th.stack(list(self.ranks(features).values())).sum()
-
-    def features(self, observations: PyTorchObs, actions: th.Tensor) -> dict[str, th.Tensor]:
-        """
-        Run the policy and keep its hidden features.
-
-        :param observations: (N, ...) as in the rollout buffer
-        :param actions: (N, ...) as in the rollout buffer
-        :return: a matrix (rows, features) for each layer, graph attached
-        """
-        with record_features(self.policy, self.layers.names) as features:
-            evaluate_actions(self.policy, observations, actions)
-        return features
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.buffer, name)
 
 
-def l2er_terms(
-    reward: EffectiveRankReward,
-    minibatch: Samples,
-    coefficients: PPOCoefficients,
-    *,
-    er_coef: float | None,
-    er_batch: Samples | None,
-    l2_coef: float | None,
-    l2_parameters: Sequence[th.Tensor],
-) -> L2ERTerms:
+class _RowsRank(EffectiveRank):
     """
-    The poster's objective: L_PPO - er_coef * (erank_policy + erank_value) + l2_coef * ||theta||^2.
+    The effective rank of the features of transitions that are drawn for it, instead of the minibatch's own.
 
-    A penalty whose coefficient is None takes no part, so that plain PPO's numbers stay exactly plain PPO's.
-
-    :param reward: how effective rank is taken
-    :param minibatch: the samples PPO's loss is taken on
-    :param coefficients: of PPO's loss
-    :param er_coef: weight of the effective rank
-    :param er_batch: samples whose features are ranked; the minibatch's own if None
-    :param l2_coef: weight of the squared norm
-    :param l2_parameters: theta
-    :return: the objective and its terms
+    :param draw: gives the transitions, anew for each update that carries the rank
+    :param arguments: of :class:`EffectiveRank`
     """
-    names = reward.layers.names if er_coef is not None and er_batch is None else ()
-    with record_features(reward.policy, names) as features:
-        ppo = ppo_terms(reward.policy, minibatch, coefficients)
-    loss, er_loss = ppo.loss, None
-    if er_coef is not None:
-        if er_batch is not None:
-            features = reward.features(er_batch.observations, er_batch.actions)
-        er_loss = reward.loss(features)
-        loss = loss + er_coef * er_loss
-    l2_loss = None
-    if l2_coef is not None:
-        l2_loss = l2_penalty(l2_parameters)
-        loss = loss + l2_coef * l2_loss
-    return L2ERTerms(loss, ppo, er_loss, l2_loss)
+
+    pure = False  # it runs the policy; the compiled update does so inside its program
+
+    def __init__(self, draw: Callable[[], Samples], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.draw = draw
+        self._update: int | None = None
+        self._gradients: dict[str, th.Tensor] = {}
+
+    @override
+    def feature_layers(self, network: Network) -> tuple[str, ...]:
+        """None: the minibatch's own features are left alone."""
+        return ()
+
+    @override
+    def gradient(self, name: str, parameter: th.Tensor, strength: Any, *constants: th.Tensor) -> th.Tensor:
+        """Take one pass over the drawn transitions for all parameters of an update."""
+        update = max(self.state.get("updates", {}).values(), default=0)
+        if self._update != update:
+            self._update = update
+            samples = self.draw()
+            with th.enable_grad():
+                penalties = rank_penalties(self, policy_features(self, samples))
+                value = th.stack(list(penalties.values())).sum()
+            for penalty in penalties.values():
+                self.observe("penalty", penalty.detach())
+            names, parameters = list(self.parameters), list(self.parameters.values())
+            gradients = th.autograd.grad(value, parameters, allow_unused=True)
+            self._gradients = {n: g for n, g in zip(names, gradients, strict=True) if g is not None}
+        found = self._gradients.get(name)
+        return th.zeros_like(parameter) if found is None else strength * found
 
 
-def gradient_step(policy: ActorCriticPolicy, terms: L2ERTerms, max_grad_norm: float) -> None:
+def ranked_layers(rank: EffectiveRank) -> dict[str, tuple[str, ...]]:
     """
-    One step of the policy's optimizer on the objective, as SB3 takes it.
+    Name the layers whose inputs are the hidden features.
 
-    :param policy: the actor-critic
-    :param terms: the objective, with graph
-    :param max_grad_norm: bound on the gradient's norm
-    :raises FloatingPointError: when the gradient holds a NaN or infinity, naming the term it came from; the parameters
-        and the optimizer are then still the last good ones
+    :param rank: bound to an agent
+    :return: for each network that has any, the names of the layers
     """
-    policy.optimizer.zero_grad()
-    terms.loss.backward()
-    norm = nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
-    # A finite gradient so large that its norm overflows is clipped to 0, which is what SB3 does.
-    if not th.isfinite(norm) and (culprit := nonfinite_term(policy, terms)):
-        policy.optimizer.zero_grad()
-        raise FloatingPointError(culprit)
-    policy.optimizer.step()
+    return {name: network.features for name, network in rank.targets.items() if network.features}
 
 
-def rank_ascent_step(parameters: Sequence[nn.Parameter], er_loss: th.Tensor, step_size: float) -> None:
+def policy_features(rank: EffectiveRank, samples: Samples) -> dict[str, th.Tensor]:
+    """
+    Run the policy and keep its hidden features.
+
+    :param rank: bound to the policy's agent
+    :param samples: as in the rollout buffer
+    :return: a matrix (rows, features) for each layer, graph attached
+    """
+    layers = [name for names in ranked_layers(rank).values() for name in names]
+    policy = next(iter(rank.targets.values())).root
+    assert isinstance(policy, ActorCriticPolicy)
+    with record_features(policy, layers) as features:
+        evaluate_actions(policy, samples.observations, samples.actions)
+    return features
+
+
+def rank_penalties(rank: EffectiveRank, features: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """
+    Negative effective rank, network by network.
+
+    :param rank: how it is taken
+    :param features: a matrix (rows, features) for each layer
+    :return: a scalar for ``"policy"`` and for ``"value"``; a network without hidden layers of its own is left out
+    """
+    return {
+        network: rank.feature_penalty(rank.targets[network], {name: features[name] for name in names})
+        for network, names in ranked_layers(rank).items()
+    }
+
+
+def rank_loss(rank: EffectiveRank, features: Mapping[str, th.Tensor]) -> th.Tensor:
+    """
+    The term of the objective, -(erank_policy + erank_value).
+
+    :param rank: how it is taken
+    :param features: a matrix (rows, features) for each layer
+    :return: scalar
+    """
+    return th.stack(list(rank_penalties(rank, features).values())).sum()
+
+
+def rank_ascent_step(parameters: list[nn.Parameter], er_loss: th.Tensor, step_size: float) -> None:
     """
     One plain gradient step on -(erank_policy + erank_value): the authors' practice.
 
@@ -175,17 +162,42 @@ def rank_ascent_step(parameters: Sequence[nn.Parameter], er_loss: th.Tensor, ste
             parameter.sub_(gradient, alpha=step_size)
 
 
-def nonfinite_term(policy: ActorCriticPolicy, terms: L2ERTerms) -> str | None:
+class GradientCheck:
     """
-    Say where a NaN or infinity came from.
+    Refuses a step along gradients that hold a NaN or infinity.
 
-    :param policy: the actor-critic, its gradients computed
-    :param terms: the objective
-    :return: a phrase naming the first term that is not finite, else the parameters whose gradient is not; else None
+    After SB3's clipping one look at a scalar tells nearly always: a NaN in the norm has made every entry NaN, and an
+    infinite norm every finite one 0.
+
+    :param policy: the actor-critic
+    :param coefficients: of PPO's loss
     """
-    scalars = terms.ppo._asdict() | {"er_loss": terms.er_loss, "l2_loss": terms.l2_loss}
-    for name in ("policy_loss", "value_loss", "entropy_loss", "er_loss", "l2_loss"):
-        if scalars[name] is not None and not th.isfinite(scalars[name]):
-            return f"{name} is {scalars[name].item()}"
-    bad = [name for name, p in policy.named_parameters() if p.grad is not None and not th.isfinite(p.grad).all()]
-    return f"the gradient of {', '.join(bad)} is not finite" if bad else None
+
+    def __init__(self, policy: ActorCriticPolicy, coefficients: PPOCoefficients) -> None:
+        self.policy = policy
+        self.coefficients = coefficients
+        trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self._smallest = min(trainable, key=lambda parameter: parameter.numel())
+
+    def __call__(self, minibatch: Samples) -> None:
+        """
+        Look at the gradients, computed and clipped.
+
+        :param minibatch: that they came from
+        :raises FloatingPointError: naming the term of PPO's loss that is not finite, else the parameters whose gradient
+            is not
+        """
+        if self._smallest.grad is not None:
+            scalar = float(self._smallest.grad.flatten()[0])
+            if math.isfinite(scalar) and scalar != 0:
+                return
+        gradients = {name: p.grad for name, p in self.policy.named_parameters() if p.grad is not None}
+        bad = [name for name, gradient in gradients.items() if not th.isfinite(gradient).all()]
+        if not bad:
+            return
+        with th.no_grad():
+            terms = ppo_terms(self.policy, minibatch, self.coefficients)
+        for name in ("policy_loss", "value_loss", "entropy_loss"):
+            if not th.isfinite(getattr(terms, name)):
+                raise FloatingPointError(f"{name} is {getattr(terms, name).item()}")
+        raise FloatingPointError(f"the gradient of {', '.join(bad)} is not finite")

@@ -1,13 +1,19 @@
 """The compiled update is the eager update, to rounding; the policy and its optimizer stay the truth."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 import torch as th
+import torch._inductor.cpp_builder
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 
-import sb3_plasticity.ppo_l2er.compiled as module
+import sb3_plasticity.ppo_l2er.inductor as module
 from sb3_plasticity import PPO_L2ER
 
 SMALL = dict(n_steps=64, batch_size=24, n_epochs=2, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
@@ -79,7 +85,7 @@ def test_one_update_equals_the_eager_one(name, monkeypatch):
     monkeypatch.setattr(module, "use_onednn", spy)
     pair = eager, compiled = collect(make(False, **CASES[name])), collect(make(True, **CASES[name]))
     train_both(pair)
-    assert compiled._uncompilable is None and len(compiled._compiled._programs) >= 1
+    assert not compiled._uncompilable and len(compiled._compiled._programs) >= 1
     assert used_onednn == ([128, 128] == compiled.policy.net_arch)
     assert_close(eager, compiled, rtol=1e-5, atol=2e-7)
     assert eager._n_minibatches == compiled._n_minibatches
@@ -144,7 +150,9 @@ def test_a_finite_gradient_whose_norm_overflows_is_clipped_to_nothing(compile):
 
 @pytest.mark.parametrize("er_mode", ["loss", "step"])
 def test_nan_in_the_features_says_the_same_eager_and_compiled(er_mode):
-    message = "PPO_L2ER stopped at 64 timesteps, update 0: er_loss: features contain NaN or infinity. The parameters"
+    message = (
+        "PPO_L2ER stopped at 64 timesteps, update 0: effective_rank: features contain NaN or infinity. The parameters"
+    )
     for compile in (False, True):
         model = collect(make(compile, er_coef=1e-3, er_mode=er_mode, er_interval=1, batch_size=32))
         with th.no_grad():
@@ -187,12 +195,40 @@ def test_falls_back_with_one_warning(policy_kwargs, reason):
 
 def test_no_compiler(monkeypatch):
     def nothing():
-        raise module.InvalidCxxCompiler
+        raise InvalidCxxCompiler
 
-    monkeypatch.setattr(module, "get_cpp_compiler", nothing)
+    monkeypatch.setattr(torch._inductor.cpp_builder, "get_cpp_compiler", nothing)
     model = make(True, batch_size=64)
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
         model.learn(64)
+
+
+@pytest.mark.parametrize(
+    "owner, name",
+    [("torch._inductor", "compile"), ("torch._inductor.cpp_builder", "get_cpp_compiler")],
+)
+def test_a_torch_that_moved_a_private_name_warns_once_and_runs_eagerly(monkeypatch, owner, name):
+    monkeypatch.delattr(f"{owner}.{name}")
+    eager = make(False, batch_size=64).learn(128)
+    model = make(True, batch_size=64)
+    with pytest.warns(UserWarning, match=f"uncompiled, because PyTorch .* lacks what it needs .*{name}") as caught:
+        model.learn(128)
+    assert sum("uncompiled" in str(warning.message) for warning in caught) == 1
+    assert_close(eager, model, rtol=0, atol=0)
+
+
+def test_a_torch_without_make_fx_still_imports_and_trains():
+    code = """
+import sys, warnings
+import torch._inductor.compile_fx  # PyTorch itself needs what we pretend is gone
+import torch.fx.experimental.proxy_tensor as module
+del module.make_fx, module.get_proxy_mode
+from sb3_plasticity import PPO_L2ER
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", message="compile=True.*lacks what it needs .*make_fx")
+PPO_L2ER("MlpPolicy", "Pendulum-v1", n_steps=64, compile=True, device="cpu").learn(64)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("er_mode", ["loss", "step"])
@@ -200,7 +236,7 @@ def test_a_failing_compilation_falls_back_before_anything_is_updated(monkeypatch
     def broken(*_, **__):
         raise RuntimeError("the compiler is broken\nand says so at length")
 
-    monkeypatch.setattr(module, "inductor_compile", broken)
+    monkeypatch.setattr(torch._inductor, "compile", broken)
     model, eager = (collect(make(flag, batch_size=64, er_mode=er_mode)) for flag in (True, False))
     np.random.seed(1)  # noqa: NPY002
     with pytest.warns(UserWarning, match="because RuntimeError: the compiler is broken$"):

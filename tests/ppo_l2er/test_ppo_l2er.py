@@ -13,11 +13,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-import sb3_plasticity.ppo_l2er.ppo_l2er as module
+import sb3_plasticity.ppo_l2er.update as module
 from sb3_plasticity import PPO_L2ER
-from sb3_plasticity.common.objective import PPOCoefficients
 from sb3_plasticity.common.rollout import rollout_samples
-from sb3_plasticity.ppo_l2er.update import gradient_step, l2er_terms
 
 SMALL = dict(n_steps=64, batch_size=16, n_epochs=2, seed=3, device="cpu")
 RELU = dict(net_arch=[12, 12], activation_fn=nn.ReLU)
@@ -81,14 +79,17 @@ def test_step_mode_is_one_gradient_step_on_the_rank_of_the_rollout(rank_of, powe
     assert logged["train/er_loss"] == pytest.approx(-(ranks["policy"] + ranks["value"]).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("er_aggregate", ["mean", "sum"])
-def test_loss_mode_adds_the_rank_of_the_minibatch_to_the_gradient(er_aggregate):
-    """SGD on a single minibatch: the parameters differ from plain PPO's by lr * er_coef * d erank / d theta."""
+@pytest.mark.parametrize(
+    "er_aggregate, er_interval, er_batch_size", [("mean", 1, None), ("sum", 4, None), ("mean", 2, 64)]
+)
+def test_loss_mode_adds_the_rank_to_the_gradient(er_aggregate, er_interval, er_batch_size):
+    """SGD on a single minibatch: plain PPO's parameters plus lr * er_interval * er_coef * d erank / d theta."""
     lr, er_coef = 0.5, 0.1
     arguments = dict(
         l2_coef=0.0,
         er_aggregate=er_aggregate,
-        er_interval=1,
+        er_interval=er_interval,
+        er_batch_size=er_batch_size,  # all rows: the same features, in another order
         learning_rate=lr,
         n_epochs=1,
         batch_size=64,
@@ -109,9 +110,9 @@ def test_loss_mode_adds_the_rank_of_the_minibatch_to_the_gradient(er_aggregate):
 
     expected, actual = parameters(plain), parameters(ours)
     for name, gradient in zip(weights, gradients, strict=True):
-        shift = 0 if gradient is None else lr * er_coef * gradient
+        shift = 0 if gradient is None else lr * er_interval * er_coef * gradient
         th.testing.assert_close(
-            actual[name].double() - expected[name].double(), shift + th.zeros_like(weights[name]), rtol=0, atol=3e-6
+            actual[name].double() - expected[name].double(), shift + th.zeros_like(weights[name]), rtol=0, atol=5e-6
         )
 
 
@@ -171,15 +172,8 @@ def test_l2_log_std_that_cannot_be(choice, env, message):
 
 
 @pytest.mark.parametrize("er_interval, minibatches", [(1, 4), (2, 4), (3, 4), (8, 4), (5, 3)])
-def test_er_interval_keeps_the_mean_strength(monkeypatch, er_interval, minibatches):
-    strengths = []
-    original = module.l2er_terms
-
-    def spy(*args, er_coef, **kwargs):
-        strengths.append(er_coef or 0.0)
-        return original(*args, er_coef=er_coef, **kwargs)
-
-    monkeypatch.setattr(module, "l2er_terms", spy)
+def test_er_interval_counts_across_epochs(monkeypatch, er_interval, minibatches):
+    """er_interval epochs: a whole number of periods, whatever divides what."""
     model = PPO_L2ER(
         "MlpPolicy",
         "Pendulum-v1",
@@ -189,25 +183,26 @@ def test_er_interval_keeps_the_mean_strength(monkeypatch, er_interval, minibatch
         er_coef=0.5,
         er_interval=er_interval,
     )
-    model.learn(model.n_steps)  # er_interval epochs: a whole number of periods, whatever divides what
-    assert len(strengths) == minibatches * er_interval
-    assert sum(strengths) == 0.5 * len(strengths)
-    assert set(strengths) <= {0.0, 0.5 * er_interval}
-    assert np.count_nonzero(strengths) == minibatches
+    seen = []
+    original = model._rank.feature_penalty
+    monkeypatch.setattr(model._rank, "feature_penalty", lambda *args: (seen.append(args[0].name), original(*args))[1])
+    monkeypatch.setattr(model, "_rollout_ranks", dict)
+    model.learn(model.n_steps)
+    assert seen == ["value", "policy"] * minibatches or seen == ["policy", "value"] * minibatches
+    assert model._n_minibatches == minibatches * er_interval
 
 
-def test_er_batch_size_ranks_rows_of_the_rollout():
-    model = PPO_L2ER("MlpPolicy", "Pendulum-v1", er_batch_size=64, er_coef=0.01, er_interval=2, **SMALL)
+def test_er_batch_size_ranks_rows_of_the_rollout(monkeypatch):
+    model = PPO_L2ER("MlpPolicy", "Pendulum-v1", er_batch_size=48, er_coef=0.01, er_interval=2, **SMALL)
     calls = []
-    features = type(model._rank_reward).features
-    object.__setattr__(
-        model._rank_reward,
-        "features",
-        lambda obs, actions: (calls.append(len(obs)), features(model._rank_reward, obs, actions))[1],
+    original = module.policy_features
+    monkeypatch.setattr(
+        module, "policy_features", lambda *args: (calls.append(len(args[1].actions)), original(*args))[1]
     )
     model.learn(64)
-    # once for the log, on the rollout, then every second of 2 x 4 minibatches
-    assert calls == [64] * (1 + 4)
+    # every second of 2 x 4 minibatches
+    assert calls == [48] * 4
+    assert -32 < model.logger.name_to_value["train/er_loss"] < -2
 
 
 def test_schedules_of_the_coefficients():
@@ -338,7 +333,7 @@ class TestOneArgumentForm:
         (dict(preset="paper"), "`preset` must be one of 'auto', None, got 'paper'"),
         (
             dict(er_aggregate="sum", policy_kwargs=dict(net_arch=[16, 8])),
-            "`er_aggregate` must be 'mean' for hidden layers of different widths .*: 16.*: 8",
+            "`aggregate` must be 'mean' for hidden layers of different widths .*: 16.*: 8",
         ),
     ],
 )
@@ -374,26 +369,24 @@ def test_nan_is_reported_and_never_written_over_good_weights(value):
 
 def test_the_term_at_fault_is_named():
     model = collected(er_coef=1e-3, l2_coef=1e-4, er_interval=1)
-    arguments = dict(er_coef=1e-3, er_batch=None, l2_coef=1e-4, l2_parameters=model._l2_parameters)
-    coefficients = PPOCoefficients(0.2, None, 0.0, 0.5, True)
-    rollout = rollout_samples(model.rollout_buffer)
+    good = copy.deepcopy(model.rollout_buffer)
+    before = parameters(model)
 
-    terms = l2er_terms(
-        model._rank_reward, rollout._replace(returns=rollout.returns * th.inf), coefficients, **arguments
-    )
-    with pytest.raises(FloatingPointError, match="value_loss is"):
-        gradient_step(model.policy, terms, 0.5)
+    model.rollout_buffer.returns[:] = np.inf
+    with pytest.raises(FloatingPointError, match="stopped at 64 timesteps, update 0: value_loss is inf"):
+        model.train()
 
-    terms = l2er_terms(model._rank_reward, rollout, coefficients, **arguments)
-    bias = model.policy.value_net.bias
-    bad = terms._replace(loss=terms.ppo.policy_loss + (bias - bias.detach()).sqrt().sum())  # slope infinity at 0
-    with pytest.raises(FloatingPointError, match=r"the gradient of value_net\.bias is not finite"):
-        gradient_step(model.policy, bad, 0.5)
+    model.rollout_buffer = copy.deepcopy(good)
+    model.policy.value_net.bias.register_hook(lambda gradient: gradient * th.nan)
+    with pytest.raises(FloatingPointError, match=r"the gradient of .*value_net\.bias.* is not finite"):
+        model.train()
 
+    assert all(th.equal(value, before[name]) for name, value in parameters(model).items())
+    model.rollout_buffer = good
     with th.no_grad():
         model.policy.mlp_extractor.value_net[0].weight[0, 0] = th.nan
-    with pytest.raises(FloatingPointError, match="er_loss: features contain NaN or infinity"):
-        l2er_terms(model._rank_reward, rollout, coefficients, **arguments)
+    with pytest.raises(FloatingPointError, match="effective_rank: features contain NaN or infinity"):
+        model.train()
 
 
 def test_usable_with_sb3s_helpers():

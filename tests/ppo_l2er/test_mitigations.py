@@ -1,0 +1,238 @@
+"""PPO_L2ER is PPO with two mitigations, and whatever else is attached acts in the compiled update, too."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from torch import nn
+
+from sb3_plasticity import PPO_L2ER
+from sb3_plasticity.mitigations import (
+    L2,
+    EffectiveRank,
+    Mitigation,
+    MitigationCallback,
+    attached,
+    find_mitigation,
+    make_mitigations,
+    names,
+)
+
+SMALL = dict(n_steps=64, batch_size=32, n_epochs=2, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
+
+
+def parameters(model):
+    return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
+
+
+def assert_close(expected, actual, rtol=1e-4, atol=1e-6):
+    for name, value in parameters(expected).items():
+        th.testing.assert_close(parameters(actual)[name], value, rtol=rtol, atol=atol, msg=f"{name} differs")
+
+
+@pytest.mark.parametrize("interval", [1, 8])
+@pytest.mark.parametrize("aggregate, rank_of", [("mean", "covariance"), ("sum", "features")])
+def test_stock_ppo_with_both_mitigations_is_ppo_l2er(interval, aggregate, rank_of):
+    arguments = SMALL | dict(batch_size=16, policy_kwargs=dict(net_arch=[8, 8], activation_fn=nn.ReLU))
+    parts = [EffectiveRank(1e-2, interval=interval, rank_of=rank_of, aggregate=aggregate), L2(5e-4, log_std=True)]
+    stock = PPO("MlpPolicy", "Pendulum-v1", **arguments).learn(192, callback=MitigationCallback(parts))
+    coefficients = dict(er_coef=1e-2, l2_coef=5e-4, er_interval=interval, er_aggregate=aggregate, rank_of=rank_of)
+    ours = PPO_L2ER("MlpPolicy", "Pendulum-v1", **coefficients, **arguments).learn(192)
+    plain = PPO("MlpPolicy", "Pendulum-v1", **arguments).learn(192)
+    assert_close(stock, ours, rtol=0, atol=1e-6)
+    distances = [(value - parameters(plain)[name]).abs().max() for name, value in parameters(ours).items()]
+    assert max(distances) > 1e-4
+
+
+@pytest.mark.parametrize("er_batch_size", [None, 48])
+def test_a_saved_model_goes_on_bit_for_bit(tmp_path, er_batch_size):
+    def make():
+        return PPO_L2ER("MlpPolicy", "Pendulum-v1", er_interval=3, er_batch_size=er_batch_size, er_coef=1e-2, **SMALL)
+
+    def train(model, seed):
+        np.random.seed(seed)  # noqa: NPY002
+        th.manual_seed(seed)
+        model.env.seed(seed)
+        model._last_obs = None
+        model.learn(64, reset_num_timesteps=False)
+
+    whole = make()
+    train(whole, 1)
+    whole.save(tmp_path / "half")
+    train(whole, 2)
+    resumed = PPO_L2ER.load(tmp_path / "half", env=gym.make("Pendulum-v1"), device="cpu")
+    train(resumed, 2)
+    assert whole._n_minibatches == resumed._n_minibatches == 8
+    assert_close(whole, resumed, rtol=0, atol=0)
+
+
+def test_no_hook_is_left(monkeypatch):
+    model = PPO_L2ER("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+
+    def count():
+        hooks = [h for m in model.policy.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
+        hooks += [h for p in model.policy.parameters() for h in (p._post_accumulate_grad_hooks or ())]
+        optimizer = model.policy.optimizer
+        return len(hooks) + len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+    assert count() == 0
+    model.policy.optimizer.step = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64)
+    assert count() == 0 and type(model.rollout_buffer).__name__ == "RolloutBuffer"
+
+
+class Pull(Mitigation):
+    """A stranger's penalty with a constant: the distance from where training began."""
+
+    def setup(self):
+        for name, parameter in self.parameters.items():
+            self.state.setdefault(name, parameter.detach().clone())
+
+    def constants(self, name):
+        return (self.state[name],)
+
+    def gradient(self, name, parameter, strength, *constants):
+        return strength * (parameter - constants[0])
+
+
+class Shrink(Mitigation):
+    """Acts between updates, by what the update left: gradients and activations."""
+
+    def records(self, network):
+        return network.features
+
+    def after_update(self, networks):
+        with th.no_grad():
+            for parameter in self.parameters.values():
+                parameter.sub_(self.strength() * parameter.grad.sign())
+            for network in networks:
+                for layer in network.features:
+                    weight = network.root.get_submodule(layer).weight
+                    weight.mul_(1 - self.strength() * self.agent.activations[layer].abs().mean(0).clamp(max=1.0))
+
+
+class Looks(Mitigation):
+    """Depends on values, which no program can."""
+
+    def gradient(self, name, parameter, strength, *constants):
+        return strength * parameter if parameter.abs().max() > 0 else th.zeros_like(parameter)
+
+
+class Impure(Pull):
+    pure = False
+
+
+def train_both(part, **arguments):
+    """Two rollouts, eager and compiled, from the same random numbers; and what the compiled one warned."""
+    models, found = [], []
+    for compile in (False, True):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = PPO_L2ER("MlpPolicy", "Pendulum-v1", compile=compile, **(SMALL | arguments))
+            callback = MitigationCallback(part())
+            model.learn(128, callback=callback)
+        models.append(model)
+        found = [str(warning.message) for warning in caught if "runs uncompiled" in str(warning.message)]
+    return *models, found, callback
+
+
+def assert_equal_or_said(name, part, **arguments):
+    eager, compiled, warned, _ = train_both(part, **arguments)
+    if warned:
+        assert len(warned) == 1 and name in warned[0]
+        assert compiled._compiled is None or not compiled._compiled._programs
+    else:
+        assert compiled._compiled._programs
+    assert_close(eager, compiled, rtol=1e-3, atol=2e-5)
+    return warned
+
+
+OFF = dict(er_coef=0.0, l2_coef=0.0)
+
+
+def test_a_strangers_penalty_enters_the_program():
+    assert not assert_equal_or_said("pull", lambda: Pull(0.1, networks=["value"]), **OFF)
+
+
+def test_between_updates_it_gets_gradients_and_activations():
+    eager, compiled, warned, callback = train_both(lambda: Shrink(1e-3), **OFF)
+    assert not warned and not compiled._compiled.steps
+    assert_close(eager, compiled)
+    assert callback.mitigations[0].state["updates"] == {"policy": 8, "value": 8}
+
+
+def test_an_optimizers_hooks_are_called():
+    calls = []
+    eager = PPO_L2ER("MlpPolicy", "Pendulum-v1", **OFF, **SMALL).learn(64)
+    model = PPO_L2ER("MlpPolicy", "Pendulum-v1", compile=True, **OFF, **SMALL)
+    model.policy.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    model.learn(64)
+    assert len(calls) == 4 and model._compiled._programs
+    assert_close(eager, model)
+
+
+@pytest.mark.parametrize(
+    "part, reason",
+    [(Looks, "looks cannot be traced"), (Impure, "impure depends on more than its arguments")],
+)
+def test_what_cannot_be_compiled_is_named_once_and_acts(part, reason):
+    warned = assert_equal_or_said(part.name, lambda: part(0.1), **OFF)
+    assert reason in warned[0]
+
+
+@pytest.mark.parametrize(
+    "hang, reason",
+    [
+        (lambda p, h: p.value_net.register_forward_hook(h), "there is a hook on value_net"),
+        (lambda p, h: p.value_net.bias.register_hook(h), "there is a hook on the gradient of value_net.bias"),
+        (
+            lambda p, h: p.value_net.bias.register_post_accumulate_grad_hook(h),
+            "there is a hook on the gradient of value_net.bias",
+        ),
+    ],
+)
+def test_foreign_hooks_are_named_once_and_called(hang, reason):
+    calls = []
+    model = PPO_L2ER("MlpPolicy", "Pendulum-v1", compile=True, **SMALL)
+    hang(model.policy, lambda *_: calls.append(1) and None)
+    with pytest.warns(UserWarning, match=f"runs uncompiled, because {reason}") as caught:
+        model.learn(128)
+    assert sum("uncompiled" in str(warning.message) for warning in caught) == 1
+    assert len(calls) >= 8
+
+
+# Arguments that the tiny network needs; a new mitigation without an entry is made with its defaults.
+ARGUMENTS = {}
+FAST = {"l2"}
+
+
+OURS = [name for name in names() if find_mitigation(name).__module__.startswith("sb3_plasticity.")]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in OURS])
+def test_every_mitigation_compiled_equals_eager_or_says_so(name):
+    assert_equal_or_said(name, lambda: make_mitigations([{name: ARGUMENTS.get(name, {})}]), **OFF)
+
+
+def test_attached_outside_a_callback():
+    """``attached`` around ``train()`` is the same as the callback."""
+    models = []
+    for inside in (False, True):
+        model = PPO_L2ER("MlpPolicy", "Pendulum-v1", **OFF, **SMALL)
+        if inside:
+            train = model.train
+
+            def wrapped(model=model, train=train):
+                with attached(model, [L2(0.1)]):
+                    train()
+
+            model.train = wrapped
+            model.learn(64)
+        else:
+            model.learn(64, callback=MitigationCallback(L2(0.1)))
+        models.append(model)
+    assert_close(*models, rtol=0, atol=0)
