@@ -13,6 +13,7 @@ from sb3_plasticity.zoo.commands import main as run
 
 COMMANDS = ZOO | {
     "study": Command("sb3_plasticity.study.__main__", "a matrix of runs and its report", "study"),
+    "inspect": Command("sb3_plasticity.inspect_agent", "what a saved agent has left of its ability to learn", "zoo"),
     "doctor": Command("sb3_plasticity.doctor", "what this installation can do, and what to install", "zoo"),
 }
 

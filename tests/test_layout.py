@@ -30,6 +30,7 @@ ALLOWED = {
     },
     "sb3_plasticity/study": {"callbacks", "common", "curvature", "envs", "ppo_l2er", "vec_env", "zoo"},
     "sb3_plasticity/doctor.py": {"common", "zoo"},
+    "sb3_plasticity/inspect_agent.py": {"agents", "callbacks", "common", "curvature", "zoo"},
     "sb3_plasticity/cli.py": {"zoo"},
     "sb3_plasticity/__main__.py": {"cli"},
     "envs": {"common"},  # checks alone, which are plain Python

@@ -12,6 +12,7 @@ import torch as th
 from matplotlib.figure import Figure
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree
@@ -158,12 +159,7 @@ class CurvatureCallback(BaseCallback):
         self._step_tasks.clear()
 
     def _on_step(self) -> bool:
-        self._step_tasks.append(
-            [
-                (info["task_index"], info.get("task_value", NO_TASK[1])) if "task_index" in info else NO_TASK
-                for info in self.locals["infos"]
-            ]
-        )
+        self._step_tasks.append(tasks_of(self.training_env, self.locals["infos"]))
         return True
 
     def _on_rollout_end(self) -> None:
@@ -433,6 +429,22 @@ def _place(info: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a spectrum is of: one that a resumed run takes again has the same."""
     when = info["step"] if info["phase"] == "periodic" else None
     return info["phase"], info["task_index"], info["network"], info["kind"], when
+
+
+def tasks_of(env: VecEnv, infos: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """
+    Tasks of the latest transitions.
+
+    :param env: of the training; a batch of simulations knows its tasks, its infos need not
+    :param infos: of the step
+    :return: (index, value) for each environment
+    """
+    batch = env.unwrapped
+    if (indices := getattr(batch, "task_indices", None)) is not None:
+        return list(zip(indices.tolist(), batch.task_values.tolist(), strict=True))
+    return [
+        (info["task_index"], info.get("task_value", NO_TASK[1])) if "task_index" in info else NO_TASK for info in infos
+    ]
 
 
 def add_spectrum_histogram(writer: SummaryWriter, tag: str, spectrum: Spectrum, step: int) -> None:

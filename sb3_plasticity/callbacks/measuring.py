@@ -239,21 +239,23 @@ class AgentMeasures:
 
     def _network_measures(self, network: str, objective: Objective, samples: Any) -> Measures:
         measures: Measures = {}
+
+        def take(of: str, view: Outputs | Problem) -> None:
+            for metric in self.metrics:
+                if metric.of == of and (value := metric.function(view)) is not None:
+                    measures[f"{network}/{metric.name}"] = float(value)
+
         kinds = {metric.of for metric in self.metrics}
-        outputs: Outputs | None = None
-        problem: Problem | None = None
         if "outputs" in kinds:
             with th.no_grad():
+                values = objective.outputs(self.root, samples)
                 distribution = objective.distribution
-                given = None if distribution is None else distribution(self.root, samples)
-                outputs = Outputs(objective.outputs(self.root, samples), given)
+                # the networks' own object, which their next pass changes
+                take("outputs", Outputs(values, None if distribution is None else distribution(self.root, samples)))
         if "problem" in kinds:
             posed = curvature_problem(self.root, objective, samples)
-            problem = Problem(posed.params, posed.output_fn, posed.samples, self.networks[network].optimizer)
-        for metric in self.metrics:
-            view = {"outputs": outputs, "problem": problem}.get(metric.of)
-            if view is not None and (value := metric.function(view)) is not None:
-                measures[f"{network}/{metric.name}"] = float(value)
+            optimizer = self.networks[network].optimizer
+            take("problem", Problem(posed.params, posed.output_fn, posed.samples, optimizer))
         return measures
 
 

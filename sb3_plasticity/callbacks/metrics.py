@@ -263,7 +263,7 @@ def refit_loss(problem: Problem, steps: int = PROBE_STEPS) -> float | None:
             loss = th.nn.functional.mse_loss(problem.output_fn(leaves, problem.samples), targets)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return float(th.nn.functional.mse_loss(problem.output_fn(leaves, problem.samples), targets))
+        return float(th.nn.functional.mse_loss(problem.output_fn(leaves, problem.samples).detach(), targets))
 
 
 def _renewed(optimizer: th.optim.Optimizer, parameters: list[th.Tensor]) -> th.optim.Optimizer:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from sb3_plasticity.agents import networks_of, objectives_of, source_of
 from sb3_plasticity.agents.fresh import fresh_policy
 from sb3_plasticity.agents.samples import SampleSource
+from sb3_plasticity.callbacks.curvature import NO_TASK, tasks_of
 from sb3_plasticity.callbacks.measuring import AgentMeasures, Measures
 from sb3_plasticity.callbacks.metrics import DEFAULT_METRICS, Metric, dormant, find_metrics
 from sb3_plasticity.callbacks.tensorboard import SERIES, Layout, add_charts, summary_writer
@@ -134,6 +135,7 @@ class PlasticityCallback(BaseCallback):
         self._due = False
         self._began_fresh = False
         self._task: int | None = None
+        self._has_tasks: bool | None = None
         self._seen: BaseAlgorithm | None = None
         self._source: SampleSource | None = None
         self._own: AgentMeasures | None = None
@@ -153,7 +155,7 @@ class PlasticityCallback(BaseCallback):
             raise must_be("n_samples", f"at most the {self._source.capacity:.0f} of the replay buffer", self.n_samples)
         if self.num_timesteps == 0 or self.model is not self._seen:
             self._seen = self.model
-            self._rollouts, self._due, self._task = 0, False, None
+            self._rollouts, self._due, self._task, self._has_tasks = 0, False, None, None
             self._began_fresh = self.num_timesteps == 0
             self._first_update = {}
             root: nn.Module = self.model.policy
@@ -172,10 +174,11 @@ class PlasticityCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         self._steps += 1
-        for info in self.locals["infos"]:
-            index = info.get("task_index")
-            if index is not None and (self._task is None or index > self._task):
-                self._new_task(index)
+        tasks = tasks_of(self.training_env, self.locals["infos"])
+        if self._has_tasks is None:
+            self._has_tasks = any(task is not NO_TASK for task in tasks)
+        if self._has_tasks and (self._task is None or max(tasks)[0] > self._task):
+            self._new_task(max(tasks)[0])
         return True
 
     def _on_rollout_end(self) -> None:

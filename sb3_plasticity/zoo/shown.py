@@ -83,9 +83,7 @@ def show(options: argparse.Namespace, *, render_mode: str | None, reward_log: st
     if options.num_threads > 0:
         th.set_num_threads(options.num_threads)
     try:
-        env = _make_env(spec, options, render_mode, reward_log)
-        env = _normalised(spec, options, path, env)
-        task = _choose_task(spec, options, env)
+        env, task = make_world(path, spec, options, render_mode, reward_log)
         # rl-zoo's: schedules of other versions need not be loadable, and a buffer is of no use here
         unused = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
         keywords: dict[str, Any] = {"seed": options.seed, "device": options.device, "custom_objects": unused}
@@ -103,6 +101,24 @@ def show(options: argparse.Namespace, *, render_mode: str | None, reward_log: st
     sampled = ExperimentManager.is_atari(spec.env_id) or ExperimentManager.is_minigrid(spec.env_id)
     deterministic = options.deterministic or not (options.stochastic or sampled)
     return Shown(path, spec, model, env, task, deterministic)
+
+
+def make_world(
+    path: Path, spec: RunSpec, options: argparse.Namespace, render_mode: str | None = None, reward_log: str = ""
+) -> tuple[VecEnv, str]:
+    """
+    Make the environments that a run's agent acts in, in the task that the options choose.
+
+    :param path: of the model, whose normalisation statistics count
+    :param spec: of the run
+    :param options: of :func:`sb3_plasticity.zoo.options.add_agent_options`
+    :param render_mode: of the environments
+    :param reward_log: folder for the returns of their episodes; empty for none
+    :return: the environments, and name and value of the task
+    :raises UsageError: if there are no statistics where there should be, or no such task
+    """
+    env = _normalised(spec, options, path, _make_env(spec, options, render_mode, reward_log))
+    return env, _choose_task(spec, options, env)
 
 
 def model_path(options: argparse.Namespace) -> Path:

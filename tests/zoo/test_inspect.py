@@ -1,0 +1,92 @@
+"""``sb3-plasticity inspect``: tables, pictures and one line for every mistake."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_plasticity import PPO_L2ER, Spectrum
+from sb3_plasticity.cli import main
+from sb3_plasticity.inspect_agent import algorithm_of
+from sb3_plasticity.zoo.checkpoints import read_checkpoint
+
+
+def tiny():
+    return dict(seed=0, device="cpu", policy_kwargs=dict(net_arch=[6]))
+
+
+@pytest.fixture(scope="module")
+def sac(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "sac.zip"
+    SAC("MlpPolicy", "Pendulum-v1", buffer_size=100, learning_starts=10, **tiny()).learn(30).save(path)
+    return path
+
+
+def test_a_saved_agent(sac, tmp_path, capsys):
+    assert main(["inspect", str(sac), "--env", "Pendulum-v1", "--steps", "24", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "SAC, 30 steps" in printed and "learns new targets" in printed and "critic_1:" in printed
+    table = pd.read_csv(tmp_path / "out" / "measures.csv")
+    assert set(table.network) == {"actor", "critic_0", "critic_1"}
+    assert {"effective_rank", "trainability", "ggn_largest", "entropy"} <= set(table.measure)
+    assert set(table.verdict) <= {"lower", "higher", "no difference"}
+    assert (table.fresh_low <= table.fresh_high).all() and np.isfinite(table.own).all()
+    spectrum = Spectrum.load(tmp_path / "out" / "actor_ggn.npz")
+    assert spectrum.info["n_samples"] == 24
+    assert (tmp_path / "out" / "inspect.png").stat().st_size > 1000
+
+
+def test_an_agent_whose_units_are_dead(tmp_path, capsys):
+    model = DQN("MlpPolicy", "CartPole-v1", buffer_size=100, **tiny())
+    for parameter in (model.policy.q_net.q_net[0].bias, model.policy.q_net.q_net[0].weight):
+        parameter.data.fill_(-1.0 if parameter.ndim == 1 else 0.0)
+    model.save(tmp_path / "dead.zip")
+    assert main(["inspect", str(tmp_path / "dead.zip"), "--env", "CartPole-v1", "--steps", "40"]) == 0
+    table = pd.read_csv(tmp_path / "dead_inspect" / "measures.csv").set_index("measure")
+    assert table.own["dead_units"] == 1 and table.verdict["dead_units"] == "higher"
+    assert table.own["gradient_norm"] > 0  # the output's bias
+    assert "dead_units is higher" in capsys.readouterr().out
+
+
+def test_statistics_beside_the_model(tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
+    model = PPO("MlpPolicy", env, n_steps=16, n_epochs=1, batch_size=16, **tiny()).learn(16)
+    model.save(tmp_path / "model.zip")
+    env.save(tmp_path / "vecnormalize.pkl")
+    assert main(["inspect", str(tmp_path / "model.zip"), "--env", "Pendulum-v1", "--steps", "32"]) == 0
+
+
+@pytest.mark.parametrize("algorithm", [PPO, PPO_L2ER, A2C, TD3, DDPG, DQN, SAC])
+def test_the_algorithm_is_told_by_the_file(algorithm, tmp_path):
+    env = "CartPole-v1" if algorithm is DQN else "Pendulum-v1"
+    rollout = dict(n_steps=16) if algorithm in (PPO, PPO_L2ER, A2C) else dict(buffer_size=10)
+    algorithm("MlpPolicy", env, **rollout, **tiny()).save(tmp_path / "model.zip")
+    found = algorithm_of(read_checkpoint(tmp_path / "model.zip"), tmp_path / "model.zip")
+    assert found is algorithm or {found, algorithm} == {TD3, DDPG}  # which have the same networks and losses
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--env says which environment it acts in"),
+        (["--env", "CartPole-v1"], "in CartPole-v1: Observation spaces do not match"),
+        (["--env", "Pendulum-v11"], "no environment of this id (did you mean 'Pendulum-v1'?)"),
+        (["--env", "Pendulum-v1", "--task", "2"], "Pendulum-v1 has no tasks"),
+        (["--env", "Pendulum-v1", "--steps", "1"], "must be a whole number >= 2, got '1'"),
+    ],
+)
+def test_mistakes(sac, capsys, arguments, message):
+    assert main(["inspect", str(sac), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_files_that_are_no_models(sac, tmp_path, capsys):
+    (tmp_path / "cut.zip").write_bytes(sac.read_bytes()[:2000])
+    (tmp_path / "foreign.zip").write_text("nothing of the kind")
+    for name in ("cut.zip", "foreign.zip", "none.zip"):
+        assert main(["inspect", str(tmp_path / name), "--env", "Pendulum-v1"]) == 2
+        error = capsys.readouterr().err
+        assert name in error and error.count("\n") == 1
