@@ -439,7 +439,7 @@ def tasks_of(env: VecEnv, infos: Sequence[Mapping[str, Any]]) -> list[tuple[int,
     :param infos: of the step
     :return: (index, value) for each environment
     """
-    batch = env.unwrapped
+    batch: Any = env.unwrapped
     if (indices := getattr(batch, "task_indices", None)) is not None:
         return list(zip(indices.tolist(), batch.task_values.tolist(), strict=True))
     return [
