@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from importlib import metadata
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
@@ -34,11 +35,16 @@ print(compiler)
 SIMULATE = """
 import mujoco, numpy as np
 from sb3_plasticity import make_nonstationary_vec_env
-env = make_nonstationary_vec_env("SlipperyAnt-v0", 2, seed=0, backend="batch")
+env = make_nonstationary_vec_env("SlipperyAnt-v0", 2, seed=0)
 env.reset()
 env.step(np.zeros((2, 8)))
-print("MuJoCo", mujoco.__version__, "with batches of simulations")
+batched = type(env.unwrapped).__name__ == "MujocoBatchVecEnv"
+print("MuJoCo", mujoco.__version__, "with batches of simulations" if batched else "without batches of simulations")
 """
+
+
+# What users may install beside the package itself; the first that brings something is named.
+EXTRAS = ("zoo", "study", "ray", "slurm", "minatar", "minigrid")
 
 
 class Finding(NamedTuple):
@@ -58,23 +64,22 @@ class Finding(NamedTuple):
 
 
 def requirements() -> Iterator[Finding]:
-    """Compare what the package declares with what is installed, the extra ``zoo`` included."""
+    """Compare what the package declares with what is installed, the extras for users included."""
     try:
         declared = metadata.requires(DISTRIBUTION) or []
         yield Finding("ok", DISTRIBUTION, metadata.version(DISTRIBUTION))
     except metadata.PackageNotFoundError:
         yield Finding("missing", DISTRIBUTION, "not installed", f"pip install {DISTRIBUTION}")
         return
+    seen = set[str]()
     for requirement in map(Requirement, declared):
         marker = requirement.marker
         optional = marker is not None and not marker.evaluate({"extra": ""})
-        if optional and not marker.evaluate({"extra": "zoo"}):  # type: ignore[union-attr]
+        extra = next((name for name in EXTRAS if optional and marker and marker.evaluate({"extra": name})), "")
+        if (optional and not extra) or requirement.name == DISTRIBUTION or requirement.name in seen:
             continue
-        advice = (
-            f"pip install '{DISTRIBUTION}[zoo]'"
-            if optional
-            else f"pip install '{requirement.name}{requirement.specifier}'"
-        )
+        seen.add(requirement.name)
+        advice = f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f"pip install '{requirement}'"
         lack = "without" if optional else "missing"
         try:
             version = metadata.version(requirement.name)
@@ -102,10 +107,13 @@ def threads() -> Iterator[Finding]:
 
 
 def simulation() -> Iterator[Finding]:
-    """Step our environments in a batch."""
+    """Step our environments, in a batch where MuJoCo can."""
     done, text = run_code(SIMULATE)
-    advice = "" if done else "pip install 'mujoco>=4.0,<5'"
-    yield Finding("ok" if done else "missing", "simulation", text, advice)
+    if done and "without" in text:
+        advice = "they are stepped one by one; from MuJoCo 3.17 on all share a pool of threads: pip install -U mujoco"
+        yield Finding("without", "simulation", text, advice)
+    else:
+        yield Finding("ok" if done else "missing", "simulation", text, "" if done else "pip install -U mujoco")
 
 
 def rendering() -> Iterator[Finding]:
@@ -130,6 +138,9 @@ def rendering() -> Iterator[Finding]:
         yield Finding("ok" if done else "without", f"MUJOCO_GL={backend}", text, "" if done or works else advice)
     if not works:
         yield Finding("without", "pictures", "no backend works", "record_video needs one of the above")
+    found = find_spec("pygame") is not None  # pygame or pygame-ce
+    advice = "" if found else "CartPole and its like are drawn with it: pip install pygame-ce"
+    yield Finding("ok" if found else "without", "pygame", "installed" if found else "not installed", advice)
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
 
