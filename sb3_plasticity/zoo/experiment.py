@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS
@@ -300,18 +299,11 @@ def batchable(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
     :param env_kwargs: its keywords
     :return: None if it does, else why not
     """
-    if config.environment_arguments(env_id) is None or not hasattr(_creator(env_id), "set_task"):
-        return f"{env_id} is not one of this package's simulations"
     try:
         MujocoBatchVecEnv(env_id, 1, **env_kwargs).close()
     except NotBatchableError as error:
         return str(error)
     return None
-
-
-def _creator(env_id: str) -> Any:
-    entry_point = gym.spec(env_id).entry_point
-    return gym.envs.registration.load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
 
 
 def _batch(env_fns: list[Any], *, env_id: str, n_threads: int, env_kwargs: dict[str, Any]) -> MujocoBatchVecEnv:

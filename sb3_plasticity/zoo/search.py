@@ -2,29 +2,22 @@
 
 import argparse
 import math
-import pickle
-import sys
-import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
-from optuna.visualization import plot_optimization_history, plot_param_importances
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from sqlalchemy.exc import SQLAlchemyError
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_plasticity.common.files import replacing
 from sb3_plasticity.zoo.errors import RunError, UsageError
 from sb3_plasticity.zoo.evaluation import episodes_for
 from sb3_plasticity.zoo.experiment import Experiment
@@ -34,7 +27,6 @@ from sb3_plasticity.zoo.spec import RunSpec
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError)
 # Rollouts that fit into a trial, and evaluations that it is pruned by, at least.
 ROLLOUTS, EVALUATIONS = 8, 4
-OURS = "sb3_plasticity."
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -63,61 +55,103 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--no-optim-plots", action="store_true", help="open no plots at the end")
 
 
-def search(spec: RunSpec, options: argparse.Namespace, where: str) -> None:
+class Search(Experiment):
     """
-    Search hyper-parameters, and write a report of the trials.
+    rl_zoo3's search, with trials that are scored on the fixed tasks and sized for the steps that they have.
 
     :param spec: of the runs; a trial samples above its entry
-    :param options: of the command line
-    :param where: the entry comes from, for messages
-    :raises UsageError: for a storage or an entry that cannot be used, or if no trial came to its end
+    :param given: the options of the command line that were given
     """
-    given = vars(options)
-    n_trials, most = given.get("n_trials", 500), given.get("max_total_trials")
-    n_evaluations = given.get("n_evaluations") or max(EVALUATIONS, spec.n_timesteps // 100_000)
-    startup, verbose = given.get("n_startup_trials", 10), given.get("verbose", 1)
+
+    def __init__(self, spec: RunSpec, given: Mapping[str, Any]) -> None:
+        super().__init__(without_measurements(spec), Path(given.get("log_folder", "logs")))
+        options = {"n_trials": 500, "max_total_trials": None, "n_jobs": 1, "sampler": "tpe", "pruner": "median"}
+        options |= {"n_startup_trials": 10, "storage": None, "study_name": None, "optimization_log_path": None}
+        options |= {"no_optim_plots": False, "n_evaluations": max(EVALUATIONS, spec.n_timesteps // 100_000)}
+        vars(self).update({name: given.get(name, default) for name, default in options.items()})
+        self.tensorboard_log = None
+        self.talkative: int = given.get("verbose", 1)
+        self._preprocess_action_noise(dict(self._hyperparams), {}, self.create_envs(1))
+        self.close()
+
+    def run(self) -> None:
+        """
+        Search, and write rl_zoo3's report of the trials.
+
+        :raises UsageError: for a storage that cannot be used
+        :raises RunError: if no trial came to its end
+        """
+        n_trials = self.max_total_trials or self.n_trials
+        print(
+            f"{n_trials} trials of {self.n_timesteps:,} steps and {self.n_evaluations} evaluations: at most "
+            f"{n_trials * self.n_timesteps:,} steps; Ctrl-C ends the search with what it has"
+        )
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), disable=not self.talkative) as self._bar:
+            self._task = self._bar.add_task("searching", total=n_trials * self.n_timesteps)
+            try:
+                self.hyperparameters_optimization()
+            except STORAGE_ERRORS as error:
+                raise UsageError(f"--storage {self.storage}: {error}") from error
+            except ValueError as error:
+                if "No trials are completed" not in str(error):
+                    raise
+                raise RunError("no trial came to its end: all failed or were pruned") from error
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        Train with sampled hyper-parameters.
+
+        :param trial: of the study
+        :return: mean return over the fixed tasks
+        :raises TrialPruned: if it does badly, or its hyper-parameters make NaNs
+        """
+        spec = replace(self.spec, seed=(self.spec.seed + trial.number) % 2**32)
+        experiment = Experiment(spec, self.folder, verbose=self.talkative if self.talkative >= 2 else 0)
+        keywords = experiment._hyperparams
+        her = {
+            "using_her_replay_buffer": keywords.get("replay_buffer_class") == HerReplayBuffer,
+            "her_kwargs": keywords.get("replay_buffer_kwargs", {}),
+        }
+        longest = max(spec.n_timesteps // (ROLLOUTS * experiment.n_envs), 32)
+        sampled = sample(spec.algo, _Sized(trial, longest), self.n_actions, experiment.n_envs, her)
+        shown = _Shown(self._bar, self._task, trial.number)
+        try:
+            fixed = experiment.create_fixed_envs()
+            envs = fixed[0] if fixed else experiment.create_envs(spec.n_eval_envs, eval_env=True)
+            path = self.optimization_log_path and str(Path(self.optimization_log_path) / f"trial_{trial.number}")
+            evaluation = TrialEvalCallback(
+                envs,
+                trial,
+                best_model_save_path=path,
+                log_path=path,
+                n_eval_episodes=episodes_for(envs.num_envs, spec.eval_episodes) if fixed else spec.eval_episodes,
+                eval_freq=max(spec.n_timesteps // self.n_evaluations // experiment.n_envs, 1),
+                deterministic=experiment.deterministic_eval,
+            )
+            experiment.train(experiment.make_model(sampled), [*experiment.make_callbacks(), shown, evaluation])
+        except (AssertionError, ValueError, FloatingPointError) as error:
+            print(f"Trial {trial.number}: {error}")
+            raise optuna.exceptions.TrialPruned() from error
+        finally:
+            shown.tell(spec.n_timesteps)
+            experiment.close()
+        if evaluation.is_pruned:
+            raise optuna.exceptions.TrialPruned()
+        return float(evaluation.last_mean_reward)
+
+
+def without_measurements(spec: RunSpec) -> RunSpec:
+    """
+    Leave our own callbacks out of an entry: trials need their score, not our measurements.
+
+    :param spec: of a run
+    :return: the specification of a trial
+    """
     callbacks = spec.hyperparams.get("callback") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    # trials need their score, not our measurements
-    kept = [c for c in callbacks if not str(next(iter(c)) if isinstance(c, dict) else c).startswith(OURS)]
-    spec = replace(spec, hyperparams={**spec.hyperparams, "callback": kept})
-    trials = _Trials(spec, n_evaluations, given.get("optimization_log_path"), verbose)
-    try:
-        trials.n_actions = trials.count_actions()
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{where}: {error}") from error
-
-    storage = given.get("storage")
-    try:
-        study = optuna.create_study(
-            sampler=_sampler(given.get("sampler", "tpe"), startup, spec.seed),
-            pruner=_pruner(given.get("pruner", "median"), startup, n_evaluations),
-            storage=_storage(storage, make=True),
-            study_name=given.get("study_name"),
-            load_if_exists=True,
-            direction="maximize",
-        )
-        study.set_user_attr("command", " ".join(sys.orig_argv))
-        counted = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED]
-        left = n_trials if most is None else max(most - len(study.get_trials(states=counted)), 0)
-        print(
-            f"{left} trials of {spec.n_timesteps:,} steps and {n_evaluations} evaluations: at most "
-            f"{left * spec.n_timesteps:,} steps; Ctrl-C ends the search after what it has"
-        )
-        stop = [] if most is None else [optuna.study.MaxTrialsCallback(most, states=counted)]
-        with trials.progress(left):
-            try:
-                if left:
-                    study.optimize(
-                        trials.objective, left, n_jobs=given.get("n_jobs", 1), callbacks=stop, gc_after_trial=True
-                    )
-            except KeyboardInterrupt:
-                print("Interrupted: the trials so far")
-    except STORAGE_ERRORS as error:
-        raise UsageError(f"--storage {storage}: {error}") from error
-    _report(study, spec, given)
+    kept = [c for c in callbacks if not str(next(iter(c)) if isinstance(c, dict) else c).startswith("sb3_plasticity.")]
+    return replace(spec, hyperparams={**spec.hyperparams, "callback": kept})
 
 
 def read_trial(options: Mapping[str, Any], algo: str) -> dict[str, Any]:
@@ -132,8 +166,11 @@ def read_trial(options: Mapping[str, Any], algo: str) -> dict[str, Any]:
     number, storage, name = options["trial_id"], options.get("storage"), options.get("study_name")
     if not (storage and name):
         raise UsageError(f"--trial-id {number}: needs --storage and --study-name")
+    if storage.endswith(".log") and not Path(storage).is_file():  # reading would make it
+        raise UsageError(f"--storage {storage}: there is no such file")
     try:
-        params = optuna.load_study(storage=_storage(storage, make=False), study_name=name).trials[number].params
+        backend = JournalStorage(JournalFileBackend(storage)) if storage.endswith(".log") else storage
+        params = optuna.load_study(storage=backend, study_name=name).trials[number].params
         return dict(HYPERPARAMS_CONVERTER["ppo" if algo == "ppo_l2er" else algo](params))
     except IndexError:
         raise UsageError(f"--trial-id {number}: {name} has no such trial") from None
@@ -141,66 +178,6 @@ def read_trial(options: Mapping[str, Any], algo: str) -> dict[str, Any]:
         raise UsageError(f"--study-name {name}: {storage} has no such study of {algo} ({error})") from None
     except STORAGE_ERRORS as error:
         raise UsageError(f"--storage {storage}: {error}") from error
-
-
-class _Trials:
-    """The objective of a search, with its progress."""
-
-    def __init__(self, spec: RunSpec, n_evaluations: int, keep: str | None, verbose: int) -> None:
-        self.spec, self.n_evaluations, self.keep, self.verbose = spec, n_evaluations, keep, verbose
-        self.n_actions = 0
-        self._bar: Progress | None = None
-
-    def count_actions(self) -> int:
-        experiment = Experiment(self.spec, Path())
-        shape = experiment.create_envs(1).action_space.shape
-        experiment.close()
-        return int(math.prod(shape or (0,)))
-
-    def progress(self, n_trials: int) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=not self.verbose)
-        self._task = self._bar.add_task("searching", total=n_trials * self.spec.n_timesteps)
-        return self._bar
-
-    def objective(self, trial: optuna.Trial) -> float:
-        spec = replace(self.spec, seed=self.spec.seed + trial.number)
-        experiment = Experiment(spec, Path(self.keep or ""), verbose=self.verbose if self.verbose >= 2 else 0)
-        hyperparams = experiment._hyperparams
-        her = {
-            "using_her_replay_buffer": hyperparams.get("replay_buffer_class") == HerReplayBuffer,
-            "her_kwargs": hyperparams.get("replay_buffer_kwargs", {}),
-        }
-        longest = max(spec.n_timesteps // (ROLLOUTS * experiment.n_envs), 32)
-        sampled = sample(spec.algo, _Sized(trial, longest), self.n_actions, experiment.n_envs, her)
-        fixed = experiment.create_fixed_envs()
-        eval_env = fixed[0] if fixed else experiment.create_envs(spec.n_eval_envs, eval_env=True)
-        path = None if self.keep is None else str(Path(self.keep) / f"trial_{trial.number}")
-        n_episodes = episodes_for(eval_env.num_envs, spec.eval_episodes) if fixed else spec.eval_episodes
-        evaluation = TrialEvalCallback(
-            eval_env,
-            trial,
-            best_model_save_path=path,
-            log_path=path,
-            n_eval_episodes=n_episodes,
-            eval_freq=max(spec.n_timesteps // self.n_evaluations // experiment.n_envs, 1),
-            deterministic=experiment.deterministic_eval,
-        )
-        shown = _Shown(self._bar, self._task, trial.number) if self._bar is not None else None
-        try:
-            model = experiment.make_model(above=sampled)
-            callbacks = [*experiment.make_callbacks(), *([shown] if shown else []), evaluation]
-            experiment.train(model, callbacks)
-        except (AssertionError, ValueError, FloatingPointError) as error:  # hyper-parameters that make NaNs
-            print(f"Trial {trial.number}: {error}")
-            raise optuna.exceptions.TrialPruned() from error
-        finally:
-            if shown is not None:
-                shown.complete(spec.n_timesteps)
-            experiment.close()
-        if evaluation.is_pruned:
-            raise optuna.exceptions.TrialPruned()
-        return float(evaluation.last_mean_reward)
 
 
 class _Sized:
@@ -227,22 +204,18 @@ class _Sized:
 class _Shown(BaseCallback):
     """Show the steps of a trial in the search's progress bar."""
 
-    def __init__(self, bar: Progress, task: Any, number: int) -> None:
+    def __init__(self, bar: Progress, task: TaskID, number: int) -> None:
         super().__init__()
-        self._bar, self._task, self._number = bar, task, number
-        self._told = 0
+        self._bar, self._task, self._number, self._told = bar, task, number, 0
 
     def _on_step(self) -> bool:
         if self.num_timesteps - self._told >= 1000:
-            self._tell(self.num_timesteps)
+            self.tell(self.num_timesteps)
         return True
 
-    def _tell(self, step: int) -> None:
+    def tell(self, step: int) -> None:
         self._bar.update(self._task, advance=step - self._told, description=f"trial {self._number}, step {step:,}")
         self._told = step
-
-    def complete(self, step: int) -> None:
-        self._tell(step)
 
 
 def sample(algo: str, trial: Any, n_actions: int, n_envs: int, additional: dict[str, Any]) -> dict[str, Any]:
@@ -266,60 +239,3 @@ def sample(algo: str, trial: Any, n_actions: int, n_envs: int, additional: dict[
         sampled["l2_coef"] = trial.suggest_float("l2_coef", 1e-6, 1e-2, log=True)
         sampled["er_interval"] = trial.suggest_int("er_interval", 1, 16, log=True)
     return sampled
-
-
-def _sampler(name: str, startup: int, seed: int) -> BaseSampler:
-    if name == "random":
-        return RandomSampler(seed=seed)
-    if name == "tpe":
-        return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True)
-    try:
-        import optunahub
-    except ImportError as error:
-        raise UsageError("--sampler auto: optunahub is not installed: pip install optunahub") from error
-    return optunahub.load_module("samplers/auto_sampler").AutoSampler(seed=seed)  # type: ignore[no-any-return]
-
-
-def _pruner(name: str, startup: int, n_evaluations: int) -> optuna.pruners.BasePruner:
-    if name == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4, min_early_stopping_rate=0)
-    if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=n_evaluations // 3)
-    return optuna.pruners.NopPruner()
-
-
-def _storage(storage: str | None, make: bool) -> Any:
-    if storage is None or not storage.endswith(".log"):
-        return storage
-    if make:
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    elif not Path(storage).is_file():  # reading would make it
-        raise UsageError(f"--storage {storage}: there is no such file")
-    return optuna.storages.JournalStorage(JournalFileBackend(storage))
-
-
-def _report(study: optuna.Study, spec: RunSpec, given: Mapping[str, Any]) -> None:
-    if not any(trial.state is TrialState.COMPLETE for trial in study.trials):
-        raise RunError("no trial came to its end: all failed or were pruned")
-    best = study.best_trial
-    print(f"{len(study.trials)} trials; the best, {best.number}, returned {best.value:.4g} with")
-    for key, value in best.params.items():
-        print(f"    {key}: {value}")
-    folder = Path(given.get("log_folder", "logs")) / spec.algo
-    path = folder / f"report_{spec.env_id}_{len(study.trials)}-trials-{spec.n_timesteps}_{int(time.time())}"
-    with replacing(path.with_suffix(".csv")) as temporary:
-        study.trials_dataframe().to_csv(temporary)
-    with replacing(path.with_suffix(".pkl")) as temporary:
-        temporary.write_bytes(pickle.dumps(study))
-    print(f"Report: {path}.csv")
-    if given.get("storage") and given.get("study_name"):
-        shared = f"--storage {given['storage']} --study-name {given['study_name']} --trial-id {best.number}"
-        print(f"Train with it: sb3-plasticity train --algo {spec.algo} --env {spec.env_id} {shared}")
-    if not given.get("no_optim_plots"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                plot_optimization_history(study).show()
-                plot_param_importances(study).show()
-            except (ValueError, ImportError, RuntimeError):
-                pass

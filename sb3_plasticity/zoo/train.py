@@ -1,9 +1,11 @@
 """``sb3-plasticity train``: an agent from hyper-parameters in rl-zoo's format, or a run that goes on."""
 
 import argparse
+import contextlib
 import shutil
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,8 @@ from sb3_plasticity.zoo.experiment import VEC_ENVS
 from sb3_plasticity.zoo.folder import RunFolder, file_name, step_of
 from sb3_plasticity.zoo.options import StoreValues, check_algorithm, check_environment, whole
 from sb3_plasticity.zoo.registration import register
-from sb3_plasticity.zoo.search import add_search_options, read_trial, search
+from sb3_plasticity.zoo.search import Search, add_search_options, read_trial
 from sb3_plasticity.zoo.spec import RunSpec
-from sb3_plasticity.zoo.tracking import add_tracking_options, tracked
 from sb3_plasticity.zoo.training import train
 
 # What only a new run may be given.
@@ -119,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verbose", type=int, help="0 prints nothing, 1 the agent's log, 2 every checkpoint (default: 1)")
     add("-P", "--progress", action="store_true", help="show a progress bar")
     add_search_options(parser)
-    add_tracking_options(parser)
+    _add_tracking_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -142,7 +143,13 @@ def run(options: argparse.Namespace) -> int:
         print("=" * 10, spec.env_id, "=" * 10, f"\nSeed: {spec.seed}\nHyperparameters: {where}")
         print(yaml.dump(dict(spec.hyperparams), sort_keys=True).rstrip())
     if given.get("optimize_hyperparameters"):
-        search(spec, options, where)
+        try:
+            found = Search(spec, given)
+        except (UsageError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise UsageError(f"{where}: {error}") from error
+        found.run()
         return 0
     folder, made = make_folder(spec, given)
     try:
@@ -150,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
             spec.begin(folder)
         if verbose:
             print(f"Run: {folder.path}")
-        with tracked(options, spec, folder):
+        with _tracked(options, spec, folder):
             train(folder, verbose=verbose, progress=progress)
         print(f"Saved to {folder.model}")
     except UsageError as error:
@@ -314,3 +321,28 @@ def make_folder(spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunFolder, boo
             return RunFolder(path), True
         except FileExistsError:
             number += 1
+
+
+def _add_tracking_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Weights and Biases")
+    group.add_argument("--track", action="store_true", help="track the run there")
+    group.add_argument("--wandb-project-name", default="sb3", help="(default: sb3)")
+    group.add_argument("--wandb-entity", help="team or user")
+    group.add_argument("--wandb-group", help="of the run")
+    group.add_argument("-tags", "--wandb-tags", nargs="+", default=[], help="such as: optimized pr-123")
+
+
+@contextlib.contextmanager
+def _tracked(options: argparse.Namespace, spec: RunSpec, folder: RunFolder) -> Iterator[None]:
+    if not options.track:
+        yield
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise UsageError("--track: wandb is not installed: pip install wandb") from error
+    keywords = {key: getattr(options, f"wandb_{key}") for key in ("entity", "group", "tags")}
+    name = f"{spec.env_id}__{spec.algo}__{spec.seed}__{int(time.time())}"
+    keywords |= {"project": options.wandb_project_name, "config": folder.description(), "name": name}
+    with wandb.init(sync_tensorboard=True, monitor_gym=True, save_code=True, **keywords):
+        yield

@@ -234,7 +234,7 @@ WRONG_OPTIONS = {
     "--trial-id 0 --study-name s --storage sqlite:///none/x.db": "--storage sqlite:///none/x.db",
     "-optimize --n-trials 1 --study-name s --storage sqlite:///none/x.db": "--storage sqlite:///none/x.db",
     "--trained-agent none.zip": "none.zip: there is no such zip file",
-    "--env CartPole-v1 --vec-env batch": "--vec-env batch: CartPole-v1 is not one of this package's",
+    "--env CartPole-v1 --vec-env batch": "--vec-env batch: CartPoleEnv cannot be stepped in a batch",
     "--eval-tasks -1": "--eval-tasks: must be a whole number >= 0",
     "--log-interval 0": "--log-interval: must be",
 }
