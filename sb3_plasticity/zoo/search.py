@@ -10,7 +10,6 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
@@ -87,7 +86,7 @@ class Search(Experiment):
             f"{n_trials * self.n_timesteps:,} steps; Ctrl-C ends the search with what it has"
         )
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), disable=not self.talkative) as self._bar:
+        with Progress(*columns, disable=not self.talkative) as self._bar:
             self._task = self._bar.add_task("searching", total=n_trials * self.n_timesteps)
             try:
                 self.hyperparameters_optimization()
