@@ -1,7 +1,7 @@
 """Figures of a study, each for one environment, from the tables of :mod:`sb3_plasticity.study.results`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import EngFormatter
 
-from sb3_plasticity.curvature.plots import plot_density, symlog
+from sb3_plasticity.curvature.plots import plot_density
 from sb3_plasticity.curvature.spectrum import Spectrum
-from sb3_plasticity.study.spec import ReportSpec, Study
-from sb3_plasticity.study.statistics import BINS_PER_TASK, Estimate, Fit, band, curve
-from sb3_plasticity.study.wording import correlation, short
+from sb3_plasticity.study.measures import BINS_PER_TASK, curve
+from sb3_plasticity.study.results import Timeline
+from sb3_plasticity.study.statistics import Estimate, band
+from sb3_plasticity.study.summary import estimate
+from sb3_plasticity.study.wording import correlation
 
 # Okabe and Ito's colours, told apart by the colour-blind, without the yellow that white paper swallows.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 BASELINE_COLOR = "#000000"
-LINE_STYLES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (9, 2, 1, 2, 1, 2)))
-MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<")
+LINE_STYLES: tuple[Any, ...] = ((0, (6, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (9, 2, 1, 2, 1, 2)))
+MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 WIDTH = 9.0
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -33,8 +35,11 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "pdf.fonttype": 42,
 }
+# More methods than this have a panel each.
+TOGETHER = 2
+COLUMNS = 3
 # Seeds are drawn this pale beside what they are together.
-_PALE = 0.35
+PALE = 0.35
 
 
 @dataclass(frozen=True)
@@ -54,34 +59,7 @@ class Look:
     marker: str
 
 
-@dataclass(frozen=True)
-class Measure:
-    """
-    A mechanism's panel.
-
-    :param title: of the panel
-    :param sources: columns of the progress table that it may come from; the first that most methods have is taken for
-        all of them
-    :param squared_sum: it is the sum of the squares of the columns of a source, not their only one
-    """
-
-    title: str
-    sources: tuple[tuple[str, ...], ...]
-    squared_sum: bool = False
-
-
-MECHANISMS = (
-    Measure("standard deviation of the policy", (("train/std",),)),
-    Measure(
-        r"squared norm of the parameters, $\|\theta\|^2$",
-        (("plasticity/policy/weight_norm", "plasticity/value/weight_norm"),),
-        squared_sum=True,
-    ),
-    Measure("effective rank, policy features", (("train/erank_policy",), ("plasticity/policy/effective_rank",))),
-    Measure("effective rank, value features", (("train/erank_value",), ("plasticity/value/effective_rank",))),
-    Measure("share of dormant units, policy", (("plasticity/policy/dormant_units",),)),
-    Measure("share of dormant units, value network", (("plasticity/value/dormant_units",),)),
-)
+Looks = Mapping[str, Look]
 
 
 def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
@@ -92,16 +70,14 @@ def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
     :param baseline: drawn in black, solid, with circles
     :return: by method
     """
-    found = {}
-    others = [method for method in methods if method != baseline]
-    for method in methods:
-        if method == baseline:
-            found[method] = Look(_label(method), BASELINE_COLOR, "-", "o")
-        else:
-            i = others.index(method)
-            line = LINE_STYLES[1 + i % (len(LINE_STYLES) - 1)]
-            found[method] = Look(_label(method), COLORS[i % len(COLORS)], line, MARKERS[i % len(MARKERS)])
-    return found
+    others = iter(
+        (COLORS[i % len(COLORS)], LINE_STYLES[i % len(LINE_STYLES)], MARKERS[i % len(MARKERS)])
+        for i in range(len(methods))
+    )
+    return {
+        method: Look(_label(method), *((BASELINE_COLOR, "-", "o") if method == baseline else next(others)))
+        for method in methods
+    }
 
 
 def _label(method: str) -> str:
@@ -110,83 +86,131 @@ def _label(method: str) -> str:
     return " " + text if text.startswith("_") else text
 
 
-# -- figure 1 ----------------------------------------------------------------------------------------------------------
+# -- curves: figures 1 and 6 -------------------------------------------------------------------------------------------
 
 
-def returns_figure(episodes: pd.DataFrame, study: Study, look: Mapping[str, Look]) -> Figure:
+def returns_figure(episodes: pd.DataFrame, time: Timeline, look: Looks, baseline: str, parameter: str) -> Figure:
     """
-    Draw the return over steps: IQM and band of each method, the task boundaries, and below the tasks' values.
+    Draw the return over steps, below it the tasks' values: two methods together, more of them in a panel each.
 
     :param episodes: of one environment, see :class:`~sb3_plasticity.study.results.Results`
-    :param study: they are of
+    :param time: of the runs
     :param look: of the methods
+    :param baseline: method that is in every panel
+    :param parameter: what changes from task to task, such as ``"friction"``
     :return: the figure
     """
+    methods = [method for method in look if (episodes.method == method).any()]
+    others = [method for method in methods if method != baseline]
+    shown = [methods] if len(methods) <= TOGETHER else [[baseline, method] for method in others]
+    columns = min(COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    curves = {method: _curve(episodes[episodes.method == method], "return", time) for method in methods}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        _draw_curves(above, episodes, "return", study, look)
-        above.set_ylabel("return of an episode")
+        figure = Figure(figsize=(WIDTH, 4.2 if rows == 1 and columns == 1 else 1.2 + 2.1 * rows), layout="constrained")
+        grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[4 if columns == 1 else 2] * rows, 1])
+        first = figure.add_subplot(grid[0, 0])
+        panels = [first]
+        for place in range(1, len(shown)):
+            panels.append(figure.add_subplot(grid[divmod(place, columns)], sharex=first, sharey=first))
+        for axes, pair in zip(panels, shown, strict=True):
+            for method in pair:
+                if method in curves:
+                    _draw_curve(
+                        axes, curves[method], look[method], band=len(pair) == len(methods) or method != baseline
+                    )
+            if len(shown) > 1:
+                axes.set_title(look[pair[-1]].label, loc="left", color=look[pair[-1]].color, fontweight="bold")
+        below = figure.add_subplot(grid[rows, :], sharex=first if columns == 1 else None)
         for _, group in episodes.groupby("seed"):
             values = group.groupby("task_index").task_value.first()
-            edges = np.append(values.index.to_numpy() * study.period, study.n_timesteps)
+            edges = np.append(values.index.to_numpy() * time.period, time.n_timesteps)
             below.stairs(values.to_numpy(), edges, baseline=None, color="0.35", alpha=0.8, lw=1)
-        _log_axis(below, episodes.task_value)
-        below.set_ylabel(f"{_parameter(study)},\neach seed's")
-        _step_axis(below, study)
-        _boundaries((above, below), study)
-        _legend(figure, episodes.method, look)
+        if episodes.task_value.min() > 0 and episodes.task_value.max() > 3 * episodes.task_value.min():
+            below.set_yscale("log")
+        below.set_ylabel(f"{parameter},\neach seed's")
+        for axes in (*panels, below):
+            _step_axis(axes, time)
+        for axes in panels[:-columns]:
+            axes.tick_params(labelbottom=False)
+        below.set_xlabel("environment steps")
+        figure.supylabel("return of an episode", fontsize=10)
+        _legend(figure, methods if len(shown) == 1 else [baseline], look)
     return figure
 
 
-def _parameter(study: Study) -> str:
-    return str(study.env_kwargs.get("parameter", "friction")).replace("_", " ")
+def panels_figure(progress: pd.DataFrame, measures: Sequence[str], time: Timeline, look: Looks) -> Figure | None:
+    """
+    Draw what may explain the returns: standard deviation of the policy, and measures of each network over steps.
+
+    :param progress: of one environment, see :class:`~sb3_plasticity.study.results.Results`
+    :param measures: as they are logged, ``plasticity/<network>/<measure>``
+    :param time: of the runs
+    :param look: of the methods
+    :return: the figure; None if nothing was logged
+    """
+    found = {"train/std": "standard deviation of the policy"}
+    for measure in measures:
+        columns = [str(name) for name in progress if str(name).startswith("plasticity/")]
+        found |= {
+            name: f"{measure.replace('_', ' ')}, {name.split('/')[1].replace('_', ' ')}"
+            for name in columns
+            if name.endswith(f"/{measure}")
+        }
+    found = {name: title for name, title in found.items() if name in progress and progress[name].notna().any()}
+    if not found:
+        return None
+    with mpl.rc_context(STYLE):
+        height = math.ceil(len(found) / 2)
+        figure = Figure(figsize=(WIDTH, 0.8 + 2.2 * height), layout="constrained")
+        panels = list(figure.subplots(height, 2, sharex=True, squeeze=False).ravel())
+        for axes, (name, title) in zip(panels, found.items(), strict=False):
+            rows = progress[progress[name].notna()]
+            methods = [method for method in look if (rows.method == method).any()]
+            for method in methods:
+                curves = _curve(rows[rows.method == method], name, time)
+                _draw_curve(axes, curves, look[method], band=len(methods) <= TOGETHER)
+            axes.set_title(title, loc="left")
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            _step_axis(axes, time)
+        for axes in panels[len(found) :]:
+            axes.set_visible(False)
+        for axes in panels[max(0, len(found) - 2) : len(found)]:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("environment steps")
+        _legend(figure, [method for method in look if (progress.method == method).any()], look)
+    return figure
 
 
-def _draw_curves(axes: Axes, rows: pd.DataFrame, column: str, study: Study, look: Mapping[str, Look]) -> None:
-    edges = np.linspace(0, study.n_tasks * study.period, study.n_tasks * BINS_PER_TASK + 1)
-    for method, runs in rows.groupby("method", sort=False):
-        curves = [
-            curve(run.step.to_numpy(dtype=float), run[column].to_numpy(dtype=float), edges)
-            for _, run in runs.groupby("seed")
-        ]
-        shown = edges[1:] <= study.n_timesteps
-        value, low, high = band(np.stack(curves, axis=1)[shown])
-        style = look[str(method)]
-        axes.plot(edges[1:][shown], value, color=style.color, ls=style.line, lw=1.8)
-        axes.fill_between(edges[1:][shown], low, high, color=style.color, alpha=0.12, lw=0)
-        for end in (low, high):
-            axes.plot(edges[1:][shown], end, color=style.color, alpha=0.45, lw=0.6)
+def _curve(rows: pd.DataFrame, column: str, time: Timeline) -> tuple[np.ndarray, ...]:
+    """Steps, IQM over seeds, and both ends of its band."""
+    edges = np.linspace(0, time.n_tasks * time.period, time.n_tasks * BINS_PER_TASK + 1)
+    curves = [
+        curve(run.step.to_numpy(dtype=float), run[column].to_numpy(dtype=float), edges)
+        for _, run in rows.groupby("seed")
+    ]
+    shown = edges[1:] <= time.n_timesteps
+    return edges[1:][shown], *band(np.stack(curves, axis=1)[shown])
 
 
-def _log_axis(axes: Axes, values: pd.Series) -> None:
-    if values.min() > 0 and values.max() > 3 * values.min():
-        axes.set_yscale("log")
-        low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
-        ticks = [10.0**k for k in range(low, high + 1)]
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_yticks([], minor=True)
-        axes.set_ylim(values.min() / 1.3, values.max() * 1.3)
+def _draw_curve(axes: Axes, drawn: tuple[np.ndarray, ...], look: Look, band: bool) -> None:
+    steps, value, low, high = drawn
+    axes.plot(steps, value, color=look.color, ls=look.line, lw=1.6)
+    if band:
+        axes.fill_between(steps, low, high, color=look.color, alpha=0.15, lw=0)
 
 
-def _step_axis(axes: Axes, study: Study) -> None:
-    axes.set_xlim(0, study.n_timesteps)
-    axes.set_xlabel("environment steps")
+def _step_axis(axes: Axes, time: Timeline) -> None:
+    axes.set_xlim(0, time.n_timesteps)
     axes.locator_params(axis="x", nbins=6)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: short(step)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if time.n_tasks <= 60:
+        for index in range(1, time.n_tasks):
+            axes.axvline(index * time.period, color="0.6", lw=0.6, ls="--", zorder=0)
 
 
-def _boundaries(panels: Sequence[Axes], study: Study) -> None:
-    if study.n_tasks > 60:
-        return
-    for axes in panels:
-        for index in range(1, study.n_tasks):
-            axes.axvline(index * study.period, color="0.6", lw=0.8, ls="--", zorder=0)
-
-
-def _legend(figure: Figure, methods: pd.Series, look: Mapping[str, Look], marker: bool = False) -> None:
+def _legend(figure: Figure, methods: Sequence[str], look: Looks, marker: bool = False) -> None:
     """Put the methods that there are above the panels, where no data are."""
-    present = [method for method in look if (methods == method).any()]
     handles = [
         Line2D(
             [],
@@ -197,59 +221,55 @@ def _legend(figure: Figure, methods: pd.Series, look: Mapping[str, Look], marker
             lw=1.8,
             label=look[method].label,
         )
-        for method in present
+        for method in methods
     ]
-    columns = max(1, min(len(handles), int(90 / (8 + max(len(method) for method in present)))))
+    columns = max(1, min(len(handles), int(90 / (8 + max(len(method) for method in methods)))))
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3)
 
 
 # -- figure 2 ----------------------------------------------------------------------------------------------------------
 
 
-def spectra_figure(starts: pd.DataFrame, spec: ReportSpec, tasks: Sequence[int], look: Mapping[str, Look]) -> Figure:
+def spectra_figure(starts: pd.DataFrame, epsilon: float, tasks: Sequence[int], look: Looks) -> Figure:
     """
     Draw the spectra at the starts of tasks: a row for each method, a column for each task, each seed pale.
 
     :param starts: spectra of one environment, network and kind at task starts
-    :param spec: its epsilon is marked
+    :param epsilon: is marked
     :param tasks: to show
     :param look: of the methods
     :return: the figure
     """
-    methods = [method for method in look if (starts.method == method).any()]
-    linear = spec.epsilon / 100
     shown = starts[starts.task_index.isin(tasks)]
-    nodes = [symlog(spectrum.nodes, linear) for spectrum in shown.spectrum]
-    limits = min(values.min() for values in nodes) - 0.5, max(values.max() for values in nodes) + 0.5
+    methods = [method for method in look if (shown.method == method).any()]
     bottom = 0.1 / max(spectrum.dim for spectrum in shown.spectrum)
+    row_height = 1.75 if len(methods) <= 4 else 1.1
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.0 + 1.75 * len(methods)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.0 + row_height * len(methods)), layout="constrained")
         panels = figure.subplots(len(methods), len(tasks), sharex=True, sharey=True, squeeze=False)
         for row, method in zip(panels, methods, strict=True):
             for axes, task in zip(row, tasks, strict=True):
                 there = shown[(shown.method == method) & (shown.task_index == task)]
-                _draw_spectra(axes, there, spec.epsilon, linear, look[method])
-                axes.set(xlim=limits, ylim=(bottom, 20), xlabel="", ylabel="")
-            row[0].set_ylabel(look[method].label, color=look[method].color, fontweight="bold")
+                _draw_spectra(axes, there, epsilon, look[method])
+                axes.set(ylim=(bottom, 20), xlabel="", ylabel="")
+            row[0].set_ylabel(look[method].label, color=look[method].color, fontweight="bold", fontsize=9)
         for axes, task in zip(panels[0], tasks, strict=True):
             axes.set_title(f"start of task {task + 1}")
-        for axes in panels[-1]:
-            _eigenvalue_axis(axes, limits, spec.epsilon, linear)
         figure.supylabel("density per decade", fontsize=10)
         figure.supxlabel("eigenvalue", fontsize=10)
     return figure
 
 
-def _draw_spectra(axes: Axes, rows: pd.DataFrame, epsilon: float, linear: float, look: Look) -> None:
+def _draw_spectra(axes: Axes, rows: pd.DataFrame, epsilon: float, look: Look) -> None:
     if rows.empty:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.4")
         return
     if len(rows) > 1:
         for spectrum in rows.spectrum:
-            plot_density(axes, spectrum, linear=linear, color=look.color, lw=0.6, alpha=_PALE)
-    plot_density(axes, pooled(list(rows.spectrum)), linear=linear, color=look.color, lw=1.6)
+            plot_density(axes, spectrum, linear=epsilon / 100, color=look.color, lw=0.6, alpha=PALE)
+    plot_density(axes, pooled(list(rows.spectrum)), linear=epsilon / 100, color=look.color, lw=1.6)
     for side in (-epsilon, epsilon):
-        axes.axvline(float(symlog(np.array(side), linear)), color="0.5", lw=0.8, ls=":")
+        axes.axvline(side, color="0.5", lw=0.8, ls=":")
     axes.text(
         0.99, 0.95, rf"$\epsilon$-rank {rows.epsilon_rank.mean():.3g}", ha="right", va="top", transform=axes.transAxes
     )
@@ -267,218 +287,145 @@ def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
     return Spectrum(nodes[None], weights[None] / weights.sum(), spectra[0].dim)
 
 
-def _eigenvalue_axis(axes: Axes, limits: tuple[float, float], epsilon: float, linear: float) -> None:
-    """Name 0 and a few powers of ten on either side, epsilon among them."""
-    base = math.log10(epsilon)
-    values = [0.0]
-    furthest = math.ceil(max(-limits[0], limits[1]))
-    for decade in range(0, max(furthest, 1), 2 if furthest < 8 else 3):
-        values += [10.0 ** (base + decade), -(10.0 ** (base + decade))]
-    places = [(float(symlog(np.array(value), linear)), value) for value in values]
-    inside = [(place, value) for place, value in places if limits[0] <= place <= limits[1]]
-    axes.set_xticks([place for place, _ in inside], [_power(value) for _, value in inside])
+# -- figures 3 and 4 ---------------------------------------------------------------------------------------------------
 
 
-def _power(value: float) -> str:
-    if value == 0:
-        return "0"
-    sign, exponent = "-" if value < 0 else "", math.log10(abs(value))
-    if abs(exponent - round(exponent)) > 1e-9:
-        return f"{value:.2g}"
-    return f"${sign}10^{{{round(exponent)}}}$" if abs(round(exponent)) > 1 else f"{value:g}"
-
-
-# -- figure 3 ----------------------------------------------------------------------------------------------------------
-
-
-def rank_figure(
-    tasks: pd.DataFrame, column: str, spec: ReportSpec, line: Fit | None, name: str, look: Mapping[str, Look]
-) -> Figure:
+def rank_figure(tasks: pd.DataFrame, fits: pd.DataFrame, xlabel: str, look: Looks) -> Figure:
     """
-    Draw the final return of tasks against the epsilon-rank at their starts, with the fit.
+    Draw the final return of tasks against the epsilon-rank at their starts, with the line through all of them.
 
-    :param tasks: of one environment, see :func:`~sb3_plasticity.study.results.task_table`
-    :param column: of the rank
-    :param spec: of the report
-    :param line: fit to all of them; None for none
-    :param name: of the matrix, such as ``"policy GGN"``
+    :param tasks: of one environment, with ``epsilon_rank``
+    :param fits: see :func:`~sb3_plasticity.study.curvature.fit_ranks`
+    :param xlabel: what the rank is of
     :param look: of the methods
     :return: the figure
     """
-    points = tasks[tasks[column].notna() & tasks.final_return.notna()]
+    points = tasks[tasks.epsilon_rank.notna() & tasks.final_return.notna()]
+    methods = [method for method in look if (points.method == method).any()]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
         axes = figure.subplots()
-        for method, rows in points.groupby("method", sort=False):
-            style = look[str(method)]
+        for method in methods:
+            rows, style = points[points.method == method], look[method]
             first = rows.task_index == 0
             for part, face in ((rows[~first], style.color), (rows[first], "none")):
-                points_of = axes.scatter(part[column], part.final_return, s=34, marker=style.marker, alpha=0.85)
-                points_of.set(facecolor=face, edgecolor=style.color)
-        if line is not None:
-            x = np.array([points[column].min(), points[column].max()])
+                drawn = axes.scatter(part.epsilon_rank, part.final_return, s=34, marker=style.marker, alpha=0.85)
+                drawn.set(facecolor=face, edgecolor=style.color)
+        if not fits.empty:
+            line = fits.iloc[0]
+            x = np.array([points.epsilon_rank.min(), points.epsilon_rank.max()])
             axes.plot(x, line.intercept + line.slope * x, color="0.3", lw=1.5)
             numbers = f"$R^2$ = {correlation(line.r_squared)}, Spearman's ρ = {correlation(line.spearman)}"
             axes.set_title(f"{numbers}, n = {line.n} task starts", loc="left")
-        axes.set_xlabel(rf"$\epsilon$-rank of the {name} at the start of the task, $\epsilon$ = {spec.epsilon:g}")
+        axes.set_xlabel(xlabel)
         axes.set_ylabel("final return of the task")
-        _legend(figure, points.method, look, marker=True)
+        _legend(figure, methods, look, marker=True)
     return figure
 
 
-# -- tau-trainability --------------------------------------------------------------------------------------------------
-
-
-def trainability_figure(
-    by_method: Mapping[str, Sequence[Mapping[str, Any]]],
-    together: Sequence[Mapping[str, Any]],
-    look: Mapping[str, Look],
-) -> Figure:
+def trainability_figure(table: pd.DataFrame, look: Looks) -> Figure:
     """
     Draw the share of task starts that reach a rank, and the success of those that do and that do not.
 
-    :param by_method: rows of :func:`~sb3_plasticity.study.statistics.trainability` for each method
-    :param together: the same of all methods
+    :param table: see :func:`~sb3_plasticity.study.curvature.trainability`
     :param look: of the methods
     :return: the figure
     """
+    together = table[table.method == "all"]
+    methods = [method for method in look if (table.method == method).any()]
+    places = np.arange(len(together))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
-        places = np.arange(len(together))
-        for method, rows in by_method.items():
-            style = look[method]
-            shares = [100 * row["share_reached"] for row in rows]
-            left.plot(places, shares, color=style.color, ls=style.line, marker=style.marker, ms=6)
+        for method in methods:
+            style, rows = look[method], table[table.method == method]
+            left.plot(places, 100 * rows.share_reached, color=style.color, ls=style.line, marker=style.marker, ms=6)
         left.set_ylabel("task starts with rank ≥ ρ, %")
         for key, shift, face, label in (
             ("success_reached", -0.08, "0.2", "rank ≥ ρ"),
             ("success_below", 0.08, "white", "rank < ρ"),
         ):
-            estimates = [row[key] for row in together]
-            _errorbars(right, places + shift, estimates, "0.2", "o", 100.0, label=label, markerfacecolor=face)
+            _errorbars(right, places + shift, list(together[key]), "0.2", "o", 100, label=label, markerfacecolor=face)
         right.set_ylabel("of which succeed, %\n(all methods)")
         right.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0)
         for axes in (left, right):
-            axes.set_xticks(places, [f"{row['rho']:g}" for row in together])
-            axes.set_xlim(-0.4, len(together) - 0.6)
-            axes.set_xlabel("threshold ρ")
-            axes.set_ylim(-4, 104)
-        _legend(figure, pd.Series(list(by_method)), look, marker=True)
+            axes.set_xticks(places, [f"{rho:g}" for rho in together.rho])
+            axes.set(xlim=(-0.4, len(together) - 0.6), ylim=(-4, 104), xlabel="threshold ρ")
+        _legend(figure, methods, look, marker=True)
     return figure
 
 
 def _errorbars(
-    axes: Axes,
-    x: np.ndarray,
-    estimates: Sequence[Estimate],
-    color: str,
-    marker: str,
-    scale: float = 1.0,
-    **more: Any,
+    axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], color: str, marker: str, scale: float = 1.0, **more: Any
 ) -> None:
-    values = scale * np.array([estimate.value for estimate in estimates])
-    ends = scale * np.array([[estimate.low, estimate.high] for estimate in estimates]).T
+    values = scale * np.array([each.value for each in estimates])
+    ends = scale * np.array([[each.low, each.high] for each in estimates]).T
     bars = np.where(np.isfinite(ends), np.abs(ends - values), 0.0)
     axes.errorbar(x, values, bars, color=color, marker=marker, ls="", lw=1.2, ms=6, capsize=3, **more)
 
 
-# -- by task -----------------------------------------------------------------------------------------------------------
+# -- figure 5, referee, cost -------------------------------------------------------------------------------------------
 
 
-def tasks_figure(
-    finals: Mapping[str, Sequence[Estimate]], differences: Mapping[str, Sequence[Estimate]], look: Mapping[str, Look]
-) -> Figure:
+def tasks_figure(summary: pd.DataFrame, look: Looks) -> Figure:
     """
     Draw the final return of every task, and its difference to the baseline's.
 
-    :param finals: of each method, a number per task
-    :param differences: of each method but the baseline, a number per task; may be empty
+    :param summary: of one environment, see :func:`~sb3_plasticity.study.summary.summarize_tasks`
     :param look: of the methods
     :return: the figure
     """
+    methods = [method for method in look if (summary.method == method).any()]
+    tasks = sorted(summary.task_index.unique())
+    compared = summary.value[summary.measure == "difference"].notna().any()
     with mpl.rc_context(STYLE):
-        count = 2 if differences else 1
-        figure = Figure(figsize=(WIDTH, 2.9 * count), layout="constrained")
-        panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-        n_tasks = len(next(iter(finals.values())))
-        for axes, shown in zip(panels, (finals, differences), strict=False):
-            for method, estimates in shown.items():
-                shift = 0.5 * ((list(finals).index(method) + 0.5) / len(finals) - 0.5)
-                _errorbars(axes, np.arange(1, n_tasks + 1) + shift, estimates, look[method].color, look[method].marker)
+        figure = Figure(figsize=(WIDTH, 5.8 if compared else 2.9), layout="constrained")
+        panels = figure.subplots(2 if compared else 1, 1, sharex=True, squeeze=False)[:, 0]
+        for axes, measure in zip(panels, ("final_return", "difference"), strict=False):
+            for place, method in enumerate(methods):
+                shift = 0.7 * ((place + 0.5) / len(methods) - 0.5)
+                numbers = [estimate(summary, method=method, task_index=task, measure=measure) for task in tasks]
+                _errorbars(axes, np.array(tasks) + 1 + shift, numbers, look[method].color, look[method].marker)
+            for task in tasks[1:]:
+                axes.axvline(task + 0.5, color="0.9", lw=0.8, zorder=0)
         panels[0].set_ylabel("final return, IQM")
-        if differences:
+        if compared:
             panels[1].axhline(0, color="0.4", lw=1)
             panels[1].set_ylabel("difference to the\nbaseline, IQM")
-        for boundary in range(1, n_tasks):
-            for axes in panels:
-                axes.axvline(boundary + 0.5, color="0.9", lw=0.8, zorder=0)
-        if n_tasks <= 20:
-            panels[-1].set_xticks(range(1, n_tasks + 1))
+        if len(tasks) <= 20:
+            panels[-1].set_xticks([task + 1 for task in tasks])
         panels[-1].set_xlabel("task")
-        _legend(figure, pd.Series(list(finals)), look, marker=True)
+        _legend(figure, methods, look, marker=True)
     return figure
 
 
-# -- mechanisms --------------------------------------------------------------------------------------------------------
-
-
-def mechanisms_figure(progress: pd.DataFrame, study: Study, look: Mapping[str, Look]) -> Figure | None:
+def referee_figure(verdicts: pd.DataFrame, most: int = 20) -> Figure:
     """
-    Draw what may explain the returns: standard deviation, norm, effective ranks and dormant units over steps.
+    Draw the rank correlations of the measures at task starts with what the tasks reach.
 
-    :param progress: of one environment, see :class:`~sb3_plasticity.study.results.Results`
-    :param study: it is of
-    :param look: of the methods
-    :return: the figure; None if nothing was logged
+    :param verdicts: see :func:`~sb3_plasticity.study.referee.judge`
+    :param most: measures that are shown
+    :return: the figure
     """
-    found = [(measure, rows) for measure in MECHANISMS if (rows := mechanism(progress, measure)) is not None]
-    if not found:
-        return None
+    shown = verdicts.head(most)
+    places = np.arange(len(shown))
+    titles = {"all": "all task starts", "within": "within methods", "between": "between methods"}
     with mpl.rc_context(STYLE):
-        height = math.ceil(len(found) / 2)
-        figure = Figure(figsize=(WIDTH, 0.8 + 2.2 * height), layout="constrained")
-        panels = list(figure.subplots(height, 2, sharex=True, squeeze=False).ravel())
-        for axes, (measure, rows) in zip(panels, found, strict=False):
-            _draw_curves(axes, rows, "value", study, look)
-            axes.set_title(measure.title, loc="left")
-            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        for axes in panels[len(found) :]:
-            axes.set_visible(False)
-        for axes in panels[max(0, len(found) - 2) : len(found)]:
-            _step_axis(axes, study)
-            axes.tick_params(labelbottom=True)
-        _boundaries(panels[: len(found)], study)
-        _legend(figure, progress.method, look)
+        figure = Figure(figsize=(WIDTH, 1.0 + 0.24 * len(shown)), layout="constrained")
+        panels = figure.subplots(1, len(titles), sharey=True, sharex=True)
+        for axes, (view, title) in zip(panels, titles.items(), strict=True):
+            sure = shown[f"{view}_p"] < 0.05
+            axes.axvline(0, color="0.4", lw=1)
+            axes.hlines(places, shown[f"{view}_low"], shown[f"{view}_high"], color="0.45", lw=1.4)
+            axes.scatter(shown[view], places, s=30, c=np.where(sure, "#D55E00", "white"), edgecolor="0.2", zorder=3)
+            axes.set_title(title, loc="left")
+            axes.set(xlim=(-1.02, 1.02), xlabel="Spearman's ρ with the final return")
+        panels[0].set_yticks(places, [name.removeprefix("plasticity/") for name in shown.measure], fontsize=8)
+        panels[0].set_ylim(len(shown) - 0.5, -0.5)
     return figure
 
 
-def mechanism(progress: pd.DataFrame, measure: Measure) -> pd.DataFrame | None:
-    """
-    Find a measure in the logs, from one source for all methods: two sources' numbers cannot be compared.
-
-    :param progress: of one environment
-    :param measure: what to find
-    :return: ``method``, ``seed``, ``step``, ``value``; None if no method has it
-    """
-
-    def values(source: Sequence[str]) -> pd.Series:
-        numbers = progress.reindex(columns=list(source)).astype(float)
-        return (numbers**2).sum(axis=1, skipna=False) if measure.squared_sum else numbers.iloc[:, 0]
-
-    def methods(numbers: pd.Series) -> int:
-        return progress.method[numbers.notna()].nunique()
-
-    best: Callable[[pd.Series], int] = methods
-    chosen = max((values(source) for source in measure.sources), key=best)
-    rows = progress[["method", "seed", "step"]].assign(value=chosen).dropna()
-    return None if rows.empty else rows
-
-
-# -- cost --------------------------------------------------------------------------------------------------------------
-
-
-def cost_figure(runs: pd.DataFrame, look: Mapping[str, Look]) -> Figure:
+def cost_figure(runs: pd.DataFrame, look: Looks) -> Figure:
     """
     Draw the wall time of every run.
 
@@ -489,7 +436,7 @@ def cost_figure(runs: pd.DataFrame, look: Mapping[str, Look]) -> Figure:
     methods = [method for method in look if (runs.method == method).any()]
     minutes = runs.seconds.max() < 2 * 3600
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.45 * len(methods)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.35 * len(methods)), layout="constrained")
         axes = figure.subplots()
         for place, method in enumerate(methods):
             times = runs.seconds[runs.method == method] / (60 if minutes else 3600)

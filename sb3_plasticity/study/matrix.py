@@ -1,92 +1,230 @@
 """From a study file to trained runs."""
 
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
+from rl_zoo3.utils import ALGOS, get_class_by_name
+
+from sb3_plasticity.callbacks.curvature import CurvatureCallback
+from sb3_plasticity.callbacks.plasticity import PlasticityCallback
+from sb3_plasticity.common.checks import check_keywords, must_be, nearest, one_of
 from sb3_plasticity.common.files import replacing
-from sb3_plasticity.study.cluster import RayScheduler
-from sb3_plasticity.study.folder import RunFolder
-from sb3_plasticity.study.scheduler import LocalScheduler, Scheduler
-from sb3_plasticity.study.spec import STUDY_FILE, Run, Study, read_study
-from sb3_plasticity.study.table import StudyTable
-from sb3_plasticity.study.train import train
+from sb3_plasticity.study.progress import StudyProgress
+from sb3_plasticity.study.schedulers import LocalScheduler, RayScheduler, Scheduler, SlurmScheduler, train_all
+from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, Study, planned_runs, read_study
+from sb3_plasticity.zoo import config
 from sb3_plasticity.zoo.errors import UsageError
+from sb3_plasticity.zoo.folder import RunFolder
+from sb3_plasticity.zoo.registration import register
+from sb3_plasticity.zoo.spec import RunSpec
+
+MEASUREMENTS = {"curvature": CurvatureCallback, "plasticity": PlasticityCallback}
+# What may not change between the runs of a study once they have begun.
+FIXED = ("algo", "env_id", "seed", "n_timesteps", "hyperparams")
 
 
-def run_study(path: Path, out: Path | None, jobs: int | None, ray: str | None = None) -> int:
+def run_study(
+    path: Path,
+    out: Path | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
+    slurm: Mapping[str, Any] | None = None,
+) -> int:
     """
     Train the runs of a study that are not finished.
 
     :param path: study file
     :param out: folder of the runs; None for ``runs/<name of the study>``
-    :param jobs: how many runs at a time; None, on a cluster, for as many as it has CPUs
-    :param ray: address of a Ray cluster; None to train here
+    :param jobs: how many runs at a time; None for as many as there is room for
+    :param ray: address of a Ray cluster
+    :param slurm: options of Slurm jobs; without these and without ``ray``, the runs are trained here
     :return: exit status: 1 if a run crashed
     :raises UsageError: for what cannot be used
     """
     study = read_study(path)
+    specs = prepare(study, str(path))
     out = Path("runs") / study.name if out is None else out
-    keep_study(path, study, out)
-    runs = [(run, RunFolder(out / run.name)) for run in study.runs()]
-    unfinished = [folder for _, folder in runs if folder.state().state != "finished"]
-    print(f"{study.name}: {len(runs)} runs of {study.n_timesteps:,} steps in {out}, {len(unfinished)} to train")
-    if not unfinished:
-        return 0
-    scheduler: Scheduler = LocalScheduler(out, jobs or 1) if ray is None else RayScheduler(out, ray, jobs)
-    with StudyTable(runs, study.n_timesteps) as table:
-        scheduler.train(unfinished, table.look)
-    crashed = [(run, folder) for run, folder in runs if folder.state().state == "crashed"]
-    for run, folder in crashed:
-        print(f"{run.name}: {folder.state().error}; see {folder.log}")
+    try:
+        runs = begin(path, out, specs)
+        unfinished = [run for run in runs.values() if run.state().state != "finished"]
+        print(f"{study.name}: {len(runs)} runs of {study.n_timesteps:,} steps in {out}, {len(unfinished)} to train")
+        if unfinished:
+            scheduler: Scheduler
+            if ray is not None:
+                scheduler = RayScheduler(ray, study.resources, jobs)
+            elif slurm is not None:
+                scheduler = SlurmScheduler(out / "slurm", slurm, study.resources, jobs)
+            else:
+                scheduler = LocalScheduler(study.resources, jobs)
+            with StudyProgress(runs, study.n_timesteps) as progress:
+                train_all(unfinished, scheduler, study.resources.retries, progress.look)
+    except OSError as error:  # a full disk, a folder that can only be read
+        raise UsageError(f"{error.filename or out}: {error.strerror or error}") from error
+    crashed = {name: run for name, run in runs.items() if run.state().state == "crashed"}
+    for name, run in crashed.items():
+        print(f"{name}: {run.state().error}; see {run.log}")
+    print(f"Its report: sb3-plasticity study report {out}")
     return 1 if crashed else 0
 
 
-def keep_study(path: Path, study: Study, out: Path) -> None:
-    """
-    Copy a study file into the folder of its runs; more seeds, methods and environments may be added later.
-
-    :param path: the file
-    :param study: what it says
-    :param out: folder of the runs
-    :raises UsageError: if runs of another study, or with other hyper-parameters, are there
-    """
-    copy = out / STUDY_FILE
-    if copy.is_file():
-        kept = read_study(copy)
-        for name in ("name", "n_timesteps", "env_kwargs", "curvature", "plasticity"):
-            if getattr(kept, name) != getattr(study, name):
-                raise UsageError(
-                    f"{path}: {name} is {getattr(study, name)!r}, but the runs in {out} have {getattr(kept, name)!r}; "
-                    "use another folder (-f)"
-                )
-        now = {run.name: run for run in study.runs()}
-        for run in kept.runs():
-            if run.name in now and now[run.name] != run and RunFolder(out / run.name).description():
-                raise UsageError(
-                    f"{path}: {run.name} was begun with {dict(run.entry)!r}, not {dict(now[run.name].entry)!r}; use -f"
-                )
-    elif out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out}: is not empty and not a study's folder; use another one (-f)")
-    text = path.read_text(encoding="utf-8")
-    if not copy.is_file() or copy.read_text(encoding="utf-8") != text:
-        with replacing(copy) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+# -- before run 1 ------------------------------------------------------------------------------------------------------
 
 
-def train_run(out: Path, name: str) -> int:
+def prepare(study: Study, where: str) -> dict[PlannedRun, RunSpec]:
     """
-    Train one run of a study, in this process.
+    Check everything in a study that can be checked without training, and say what each run is.
 
-    :param out: folder of the runs
-    :param name: the run's folder in it
-    :return: exit status
-    :raises UsageError: if there is no such run, or another process is training it
+    :param study: what is asked for
+    :param where: the study file, for messages
+    :return: specifications of the runs
+    :raises UsageError: for an environment, algorithm, policy, callback or keyword that cannot be used
     """
-    study = read_study(out / STUDY_FILE)
-    runs: dict[str, Run] = {run.name: run for run in study.runs()}
-    if name not in runs:
-        raise UsageError(f"{name}: accepted are the runs of {out / STUDY_FILE}, such as {next(iter(runs))}")
+    register()
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # as `python -m` does, and the runs' processes have it
+        sys.path.insert(0, str(Path.cwd()))
     try:
-        train(study, runs[name], RunFolder(out / name))
-    except BlockingIOError:
-        raise UsageError(f"{name}: another process is training it") from None
-    return 0
+        for package in study.gym_packages:
+            _import(package, f"`gym_packages`: {package}")
+        for env_id in study.env_ids:
+            if env_id not in gym.registry:
+                raise ValueError(f"`env_ids` must be registered, got {env_id!r}{nearest(env_id, gym.registry)}")
+        for name, callback in MEASUREMENTS.items():
+            if (keywords := getattr(study, name)) is not None:
+                check_keywords(callback, keywords, f"`{name}`")
+                callback(**keywords)
+        worlds = {(run.env_id, run.control): run for run in planned_runs(study)}
+        periods = {world: _period(study, run) for world, run in worlds.items()}
+        for method, entry in study.methods.items():
+            for env_id in study.env_ids:
+                check_method(entry, f"{where}: methods: {method}", env_id)
+        for period in periods.values():
+            if study.n_timesteps < period:
+                raise must_be("n_timesteps", f"at least a period of the tasks, {period}", study.n_timesteps)
+            n_tasks = -(-study.n_timesteps // period)
+            for task in study.report.tasks or ():
+                if task >= n_tasks:
+                    raise must_be("report.tasks", f"between 0 and {n_tasks - 1}", task)
+        return {run: _specify(study, run, periods[run.env_id, run.control]) for run in planned_runs(study)}
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def check_method(entry: Mapping[str, Any], where: str, env_id: str) -> None:
+    """
+    Check the entry of a method.
+
+    :param entry: an rl-zoo entry with ``algo``
+    :param where: for messages
+    :param env_id: environment that it is to be trained on
+    :raises UsageError: for an algorithm, key, policy or callback that cannot be used
+    """
+    algo = entry["algo"]
+    if not isinstance(algo, str) or algo not in ALGOS:
+        raise UsageError(f"{where}: {must_be('algo', one_of(sorted(ALGOS)), algo)}{nearest(algo, ALGOS)}")
+    if not isinstance(policy := entry.get("policy"), str):
+        raise UsageError(f"{where}: {must_be('policy', 'the name of a policy', policy)}")
+    config.check_entry({key: value for key, value in entry.items() if key != "algo"}, where, algo, env_id)
+    config.parse_entry({key: value for key, value in entry.items() if key != "algo"}, where)
+    if "." in policy:
+        _import(policy, f"{where}: policy: {policy}")
+    callbacks = entry.get("callback") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        name, keywords = next(iter(callback.items())) if isinstance(callback, Mapping) and callback else (callback, {})
+        if not isinstance(name, str) or not isinstance(keywords or {}, Mapping):
+            raise UsageError(f"{where}: {must_be('callback', 'the name of a class, or it with keywords', callback)}")
+        check_keywords(_import(name, f"{where}: callback: {name}"), keywords or {}, f"{where}: callback: {name}")
+
+
+def _import(name: str, where: str) -> Any:
+    """Import a module or, from one, a class."""
+    try:
+        return get_class_by_name(name) if "." in name and "gym_packages" not in where else importlib.import_module(name)
+    except Exception as error:  # somebody else's module may do anything
+        raise UsageError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _env_kwargs(study: Study, run: PlannedRun) -> dict[str, Any]:
+    return {**study.env_kwargs, **((study.control or {}) if run.control else {})}
+
+
+def _period(study: Study, run: PlannedRun) -> int:
+    """Make the environment and ask for its tasks; without tasks a run is a single one."""
+    try:
+        env = gym.make(run.env_id, disable_env_checker=True, **_seeded(study, run))
+    except Exception as error:  # somebody else's constructor may do anything
+        raise UsageError(f"`env_kwargs` of {run.env_id}: {error}") from error
+    with env:
+        schedule = env.get_wrapper_attr("schedule") if env.has_wrapper_attr("schedule") else None
+    return int(getattr(schedule, "period", None) or study.n_timesteps)
+
+
+def _seeded(study: Study, run: PlannedRun) -> dict[str, Any]:
+    """Keywords of a run's environment: a schedule that is drawn gets the run's seed, unless it has one."""
+    kwargs = _env_kwargs(study, run)
+    schedule = kwargs.get("schedule")
+    if isinstance(schedule, str):
+        schedule = {"kind": schedule}
+    if isinstance(schedule, Mapping) and schedule.get("kind") in ("log_uniform", "uniform"):
+        kwargs["schedule"] = {**schedule, "seed": schedule.get("seed", run.seed)}
+    return kwargs
+
+
+def _specify(study: Study, run: PlannedRun, period: int) -> RunSpec:
+    entry = {key: value for key, value in study.methods[run.method].items() if key != "algo"}
+    own = entry.get("callback") or []
+    measured = {f"sb3_plasticity.{MEASUREMENTS[name].__name__}": getattr(study, name) for name in MEASUREMENTS}
+    entry["callback"] = [{name: dict(keywords)} for name, keywords in measured.items() if keywords is not None]
+    entry["callback"] += own if isinstance(own, list) else [own]
+    return RunSpec(
+        algo=study.methods[run.method]["algo"],
+        env_id=run.env_id,
+        seed=run.seed,
+        n_timesteps=study.n_timesteps,
+        hyperparams={**entry, "env_kwargs": _seeded(study, run)},
+        save_freq=study.save_freq,
+        eval_freq=-1,
+        num_threads=study.resources.num_cpus,
+        gym_packages=list(study.gym_packages),
+        tags={"study": study.name, "method": run.method, "control": run.control, "period": period},
+    )
+
+
+def begin(path: Path, out: Path, specs: Mapping[PlannedRun, RunSpec]) -> dict[str, RunFolder]:
+    """
+    Make the folders of runs, and copy the study file beside them; more runs may be added to a study later.
+
+    :param path: the study file
+    :param out: folder of the runs
+    :param specs: of the runs
+    :return: the folders by name
+    :raises UsageError: if something else is there, or runs that were begun with other settings
+    """
+    if out.exists() and not (out / STUDY_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: is not empty and not a study's folder; use another one (-f)")
+    folders = {run.name: RunFolder(out / run.name) for run in specs}
+    fresh = []
+    for folder, spec in zip(folders.values(), specs.values(), strict=True):
+        if not folder.attempts() or not (given := folder.description()):
+            fresh.append((folder, spec))
+            continue
+        wanted = json.loads(json.dumps(asdict(spec), default=str))
+        for key in FIXED:
+            if given.get(key) != wanted[key]:
+                raise UsageError(
+                    f"{path}: {folder.path} was begun with {key} {given.get(key)}, not {wanted[key]}; use -f"
+                )
+    text = path.read_text(encoding="utf-8")
+    if not (out / STUDY_FILE).is_file() or (out / STUDY_FILE).read_text(encoding="utf-8") != text:
+        with replacing(out / STUDY_FILE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for folder, spec in fresh:
+        spec.begin(folder)
+    return folders

@@ -1,5 +1,5 @@
 """
-Measures of a task, and what several seeds say about a method: interquartile means, bootstrap intervals, fits.
+What several seeds say: interquartile means, bootstrap intervals, rank correlations.
 
 Seeds are what is resampled, never tasks: the tasks of one seed share an agent and a sequence of frictions. Everything
 random has a fixed seed, so that the same runs give the same numbers.
@@ -17,10 +17,8 @@ import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
-# Bins of a task: curves over steps have a point for each, and recovery is told in them.
-BINS_PER_TASK = 20
 _RESAMPLES = 9_999
-# Curves have hundreds of points, and clusters' statistics are computed one resample at a time.
+# Curves have hundreds of points, and statistics of clusters are computed one resample at a time.
 _RESAMPLES_MANY = 2_000
 _SEED = 0
 # How often the 95% interval holds the truth, in per cent: the percentile bootstrap of the IQM of n values from a normal
@@ -58,104 +56,12 @@ class Estimate:
         return self.has_interval and not self.low <= 0 <= self.high
 
 
-# -- a task ------------------------------------------------------------------------------------------------------------
-
-
-def final_return(steps: np.ndarray, returns: np.ndarray, begin: int, end: int, share: float) -> float:
-    """
-    Mean return of the episodes that ended in the last ``share`` of a task, or after it while still under it.
-
-    :param steps: (n,) environment steps at which the task's episodes ended
-    :param returns: (n,) their returns
-    :param begin: step at which the task was due
-    :param end: step at which the next one was due, or the run ended
-    :param share: of the task's steps, in (0, 1]
-    :return: the mean; NaN if no episode ended there
-    """
-    last = returns[steps > end - share * (end - begin)]
-    return float(last.mean()) if last.size else math.nan
-
-
-def area_under_curve(returns: np.ndarray, lengths: np.ndarray) -> float:
-    """
-    Average return over a task's time: the mean over its episodes, each weighted by its length.
-
-    :param returns: (n,) of the episodes
-    :param lengths: (n,) in steps
-    :return: the average; NaN for no episode
-    """
-    return float((returns * lengths).sum() / lengths.sum()) if lengths.sum() > 0 else math.nan
-
-
-def steps_to_recover(
-    steps: np.ndarray, returns: np.ndarray, begin: int, end: int, before: float, share: float
-) -> float:
-    """
-    Steps from a task's beginning until its return has come back from its lowest point.
-
-    The task's episodes are averaged in twentieths of its time. It has recovered at the end of the first twentieth, not
-    before that of the lowest average, that reaches ``low + share * (before - low)``. A task whose lowest average is not
-    below ``before`` had nothing to recover from: 0 steps.
-
-    :param steps: (n,) environment steps at which the task's episodes ended
-    :param returns: (n,) their returns
-    :param begin: step at which the task was due
-    :param end: step at which the next one was due, or the run ended
-    :param before: final return of the task before
-    :param share: of the way back, in (0, 1]
-    :return: steps; infinity if it did not recover; NaN without a task before, or without episodes
-    """
-    if not math.isfinite(before) or not len(steps):
-        return math.nan
-    edges = np.linspace(begin, end, BINS_PER_TASK + 1)
-    means = bin_means(np.minimum(steps, end), returns, edges)
-    at, known = edges[1:][np.isfinite(means)] - begin, means[np.isfinite(means)]
-    lowest = int(known.argmin())
-    if known[lowest] >= before:
-        return 0.0
-    recovered = known[lowest:] >= known[lowest] + share * (before - known[lowest])
-    return float(at[lowest + int(recovered.argmax())]) if recovered.any() else math.inf
-
-
-def bin_means(steps: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """
-    Average what falls between edges, the upper one included.
-
-    :param steps: (n,) where; what is outside of the edges is left out
-    :param values: (n,) what
-    :param edges: (m + 1,) ascending
-    :return: (m,), NaN for an empty bin
-    """
-    bins = np.searchsorted(edges, steps, side="left") - 1
-    inside = (bins >= 0) & (bins < len(edges) - 1)
-    counts = np.bincount(bins[inside], minlength=len(edges) - 1)
-    sums = np.bincount(bins[inside], weights=values[inside], minlength=len(edges) - 1)
-    return np.divide(sums, counts, out=np.full(len(counts), math.nan), where=counts > 0)
-
-
-def curve(steps: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """
-    Put a run's records on a grid: means of bins, empty ones interpolated from those on either side.
-
-    :param steps: (n,) of the records
-    :param values: (n,) records; NaN ones are left out
-    :param edges: (m + 1,) of the bins, ascending
-    :return: (m,), NaN before the first record
-    """
-    known = np.isfinite(values)
-    means = bin_means(steps[known], values[known], edges)
-    filled = np.isfinite(means)
-    if not filled.any():
-        return means
-    return np.interp(edges[1:], edges[1:][filled], means[filled], left=math.nan)
-
-
 # -- seeds -------------------------------------------------------------------------------------------------------------
 
 
 def iqm(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """
-    Interquartile mean: of what is left when a quarter, rounded down, is taken off at either end.
+    Take the interquartile mean: of what is left when a quarter, rounded down, is taken off at either end.
 
     Of three values it is the mean, of five that of the middle three; as in Agarwal et al. 2021.
 
@@ -163,7 +69,7 @@ def iqm(values: np.ndarray, axis: int = -1) -> np.ndarray:
     :param axis: over which
     :return: without that axis
     """
-    return stats.trim_mean(values, 0.25, axis=axis)
+    return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
 
 
 def interval(*strata: np.ndarray, statistic: Statistic = iqm) -> Estimate:
@@ -185,7 +91,7 @@ def interval(*strata: np.ndarray, statistic: Statistic = iqm) -> Estimate:
         return Estimate(value, n=n)
 
     def pooled(*samples: np.ndarray, axis: int) -> np.ndarray:
-        return statistic(np.concatenate(samples, axis=axis), axis=axis)
+        return np.asarray(statistic(np.concatenate(samples, axis=axis), axis=axis))
 
     result = stats.bootstrap(known, pooled, n_resamples=_RESAMPLES, **_settings(vectorized=True))
     return Estimate(value, float(result.confidence_interval.low), float(result.confidence_interval.high), n)
@@ -193,7 +99,7 @@ def interval(*strata: np.ndarray, statistic: Statistic = iqm) -> Estimate:
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    IQM over seeds at every point of a curve, with pointwise percentile bootstrap intervals.
+    Take the IQM over seeds at every point of a curve, with pointwise percentile bootstrap intervals.
 
     :param values: (points, seeds)
     :return: IQM, lower and upper ends, (points,) each: NaN where a seed has no value, and both ends for a single seed
@@ -210,30 +116,67 @@ def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return value[0], value[1], value[2]
 
 
-def paired(own: pd.Series, baseline: pd.Series) -> pd.Series:
+def improvement(own: np.ndarray, baseline: np.ndarray) -> Estimate:
     """
-    Differences between a method's runs and the baseline's, each to that of the same seed.
+    Estimate the probability that a run of a method beats one of the baseline, as in Agarwal et al. 2021.
 
-    :param own: a number for each run, indexed by seed (or by whatever pairs them)
-    :param baseline: likewise
-    :return: own - baseline where both have a finite number
+    It is the Mann-Whitney statistic over all pairs of runs, ties counting half, whatever their seeds.
+
+    :param own: (n,) a number for each run
+    :param baseline: (m,) likewise
+    :return: probability with a bootstrap interval that resamples both sides
     """
-    left, right = own.align(baseline, join="inner")
-    difference = left - right
-    return difference[np.isfinite(difference.to_numpy(dtype=float))]
+    sides = [values[np.isfinite(values)] for values in (np.asarray(own, float), np.asarray(baseline, float))]
+    if not all(side.size for side in sides):
+        return Estimate(math.nan)
+
+    def probability(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
+        pairs = np.sign(left[..., :, None] - right[..., None, :])
+        return np.asarray((pairs.mean(axis=(-2, -1)) + 1) / 2)
+
+    value = float(probability(*sides))
+    if min(side.size for side in sides) < 2:
+        return Estimate(value, n=sides[0].size)
+    result = stats.bootstrap(sides, probability, n_resamples=_RESAMPLES, batch=2_000, **_settings(vectorized=True))
+    ends = result.confidence_interval
+    return Estimate(value, float(ends.low), float(ends.high), sides[0].size)
 
 
-def cluster_interval(clusters: Sequence[np.ndarray], statistic: Callable[[np.ndarray], float]) -> Estimate:
+def coverage(n_seeds: int) -> int:
+    """
+    Say how often a 95% interval over so few seeds holds the truth, for normally distributed returns.
+
+    :param n_seeds: at least 2
+    :return: per cent, by simulation
+    """
+    return COVERAGE[max(n for n in COVERAGE if n <= max(n_seeds, 2))]
+
+
+# -- clusters: all tasks of a seed -------------------------------------------------------------------------------------
+
+
+def clusters(points: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """
+    Split rows by the seed they belong to.
+
+    :param points: (n, columns)
+    :param labels: (n,) seeds
+    :return: (rows, columns) for each seed
+    """
+    return [points[labels == label] for label in pd.unique(labels)]
+
+
+def cluster_interval(members: Sequence[np.ndarray], statistic: Callable[[np.ndarray], float]) -> Estimate:
     """
     Take a statistic of rows and its percentile bootstrap interval, resampling whole clusters of rows.
 
     Resamples that the statistic is not defined on (NaN) are left out.
 
-    :param clusters: (rows, columns) for each cluster, such as a seed
+    :param members: (rows, columns) for each cluster, such as a seed
     :param statistic: of (rows, columns), whatever their order
     :return: estimate; without an interval for fewer than two clusters
     """
-    held = [np.asarray(cluster, dtype=float) for cluster in clusters if len(cluster)]
+    held = [np.asarray(cluster, dtype=float) for cluster in members if len(cluster)]
     if not held:
         return Estimate(math.nan)
     value = statistic(np.concatenate(held))
@@ -241,8 +184,8 @@ def cluster_interval(clusters: Sequence[np.ndarray], statistic: Callable[[np.nda
         return Estimate(value, n=len(held))
 
     @functools.cache  # of five clusters there are but 126 different resamples
-    def of_members(members: tuple[int, ...]) -> float:
-        return statistic(np.concatenate([held[index] for index in members]))
+    def of_members(indices: tuple[int, ...]) -> float:
+        return statistic(np.concatenate([held[index] for index in indices]))
 
     def resampled(indices: np.ndarray) -> float:
         return of_members(tuple(np.sort(indices).tolist()))
@@ -260,88 +203,67 @@ def cluster_interval(clusters: Sequence[np.ndarray], statistic: Callable[[np.nda
     return Estimate(value, float(low), float(high), len(held))
 
 
-def _settings(vectorized: bool) -> dict[str, Any]:
-    return {
-        "method": "percentile",
-        "confidence_level": CONFIDENCE,
-        "vectorized": vectorized,
-        "rng": np.random.default_rng(_SEED),
-    }
-
-
-# -- rank and return ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Fit:
+def spearman(points: np.ndarray) -> float:
     """
-    A straight line through task starts.
+    Take Spearman's rank correlation of two columns.
 
-    :param slope: return per unit of the epsilon-rank
-    :param intercept: return at rank 0
-    :param r_squared: share of the variance that the line explains
-    :param spearman: rank correlation
-    :param n: task starts
+    :param points: (n, 2)
+    :return: in [-1, 1]; NaN for fewer than three rows, or if either column is constant
     """
-
-    slope: float
-    intercept: float
-    r_squared: Estimate
-    spearman: Estimate
-    n: int
-
-
-def fit(x: np.ndarray, y: np.ndarray, clusters: np.ndarray) -> Fit | None:
-    """
-    Fit y by a line in x, with intervals that resample clusters: points of one cluster are not independent.
-
-    :param x: (n,)
-    :param y: (n,)
-    :param clusters: (n,) to which cluster each point belongs
-    :return: the fit; None where there are fewer than three points, or all are alike in x or y
-    """
-    keep = np.isfinite(x) & np.isfinite(y)
-    points = np.stack([x[keep], y[keep]], axis=1)
-    if len(points) < 3 or math.isnan(r_squared(points)):
-        return None
-    members = [points[clusters[keep] == cluster] for cluster in pd.unique(clusters[keep])]
-    line = stats.linregress(points[:, 0], points[:, 1])
-    return Fit(
-        float(line.slope),
-        float(line.intercept),
-        cluster_interval(members, r_squared),
-        cluster_interval(members, spearman),
-        len(points),
-    )
+    return _pearson(stats.rankdata(points[:, 0]), stats.rankdata(points[:, 1]))
 
 
 def r_squared(points: np.ndarray) -> float:
     """
-    Share of the variance of the second column that a straight line in the first explains.
+    Take the share of the variance of the second column that a straight line in the first explains.
 
     :param points: (n, 2)
-    :return: in [0, 1]; NaN if either column is constant
+    :return: in [0, 1]; NaN for fewer than three rows, or if either column is constant
     """
-    return _correlation(points[:, 0], points[:, 1]) ** 2
+    return _pearson(points[:, 0], points[:, 1]) ** 2
 
 
-def spearman(points: np.ndarray) -> float:
-    """
-    Spearman's rank correlation of the two columns.
-
-    :param points: (n, 2)
-    :return: in [-1, 1]; NaN if either column is constant
-    """
-    return _correlation(stats.rankdata(points[:, 0]), stats.rankdata(points[:, 1]))
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt((x @ x) * (y @ y))
-    # Relative to rounding: a constant column does not always centre to exact zeros.
-    if np.ptp(x) == 0 or np.ptp(y) == 0 or scale == 0:
+    return float(np.clip((x @ y) / scale, -1, 1)) if scale else math.nan
+
+
+def over_clusters(members: Sequence[np.ndarray], statistic: Callable[[np.ndarray], float]) -> float:
+    """
+    Test whether a correlation is 0: Student's t test on the Fisher transforms of each cluster's own.
+
+    Seeds are independent of each other; the tasks of one are not, so they do not count as a sample.
+
+    :param members: (rows, 2) for each cluster
+    :param statistic: the correlation of (rows, 2)
+    :return: two-sided p value; NaN for fewer than three clusters in which the correlation is defined
+    """
+    own = np.array([statistic(np.asarray(cluster, dtype=float)) for cluster in members if len(cluster)])
+    own = own[np.isfinite(own)]
+    if len(own) < 3:
         return math.nan
-    return float(np.clip((x @ y) / scale, -1, 1))
+    scores = np.arctanh(np.clip(own, -0.999, 0.999))
+    if np.ptp(scores) < 1e-12:
+        return float(abs(scores[0]) < 1e-12)
+    return float(stats.ttest_1samp(scores, 0).pvalue)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """
+    Correct p values for their number, by Holm's step-down method (1979).
+
+    :param p_values: (n,), NaN for tests that could not be made, which do not count
+    :return: (n,) adjusted, at most 1
+    """
+    p = np.asarray(p_values, dtype=float)
+    adjusted = np.full(p.shape, math.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted
 
 
 def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -357,52 +279,10 @@ def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return shifted.where(grouped.transform("count") > 1).to_numpy()
 
 
-# -- tau-trainability --------------------------------------------------------------------------------------------------
-
-
-def trainability(
-    rank: np.ndarray, success: np.ndarray, clusters: np.ndarray, rho: Sequence[float]
-) -> list[dict[str, Any]]:
-    """
-    For thresholds of the rank at a task's start: how many starts reach it, and how many of those tasks succeed.
-
-    :param rank: (n,) epsilon-rank at the starts
-    :param success: (n,) 1 or 0
-    :param clusters: (n,) to which seed each belongs; resampled for the intervals
-    :param rho: thresholds
-    :return: for each threshold ``rho``, ``n`` starts, of which ``n_reached`` have rank >= rho, ``share_reached``, and
-        the :class:`Estimate` s of the success rate among these (``success_reached``) and the others (``success_below``)
-    """
-    keep = np.isfinite(rank) & np.isfinite(success)
-    rank, success, clusters = rank[keep], success[keep], clusters[keep]
-    rows = []
-    for threshold in rho:
-        points = np.stack([rank >= threshold, success], axis=1).astype(float)
-        members = [points[clusters == cluster] for cluster in pd.unique(clusters)]
-        reached = int(points[:, 0].sum())
-        rows.append(
-            {
-                "rho": float(threshold),
-                "n": len(points),
-                "n_reached": reached,
-                "share_reached": reached / len(points) if len(points) else math.nan,
-                "success_reached": cluster_interval(members, lambda rows: _success_rate(rows, 1.0)),
-                "success_below": cluster_interval(members, lambda rows: _success_rate(rows, 0.0)),
-            }
-        )
-    return rows
-
-
-def _success_rate(points: np.ndarray, reached: float) -> float:
-    chosen = points[points[:, 0] == reached, 1]
-    return float(chosen.mean()) if chosen.size else math.nan
-
-
-def coverage(n_seeds: int) -> int:
-    """
-    Say how often a 95% interval over so few seeds holds the truth, for normally distributed returns.
-
-    :param n_seeds: at least 2
-    :return: per cent, by simulation
-    """
-    return COVERAGE[max(n for n in COVERAGE if n <= max(n_seeds, 2))]
+def _settings(vectorized: bool) -> dict[str, Any]:
+    return {
+        "method": "percentile",
+        "confidence_level": CONFIDENCE,
+        "vectorized": vectorized,
+        "rng": np.random.default_rng(_SEED),
+    }

@@ -1,290 +1,165 @@
-"""What the runs of a method come to, and how far that is from the baseline's, with intervals over seeds."""
+"""What the runs of a method come to, and how far that is from the baseline's: tidy tables of estimates over seeds."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import cast
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from sb3_plasticity.study.spec import Study
-from sb3_plasticity.study.statistics import Estimate, interval, paired
+from sb3_plasticity.study.statistics import Estimate, Statistic, improvement, interval, iqm
 
-NOTHING = Estimate(math.nan)
+RUN = ["env_id", "method", "seed"]
+# Shares of tasks are averaged: the interquartile mean of a few zeros and ones says little.
+SHARES = ("success", "better")
 
 
-@dataclass(frozen=True)
-class MethodSummary:
+def run_table(tasks: pd.DataFrame) -> pd.DataFrame:
     """
-    A method on an environment. Every estimate takes one number of each seed, the IQM of them unless it says otherwise.
+    Sum up every run in one number for each measure.
 
-    :param env_id: environment
-    :param method: name
-    :param seeds: of the finished runs
-    :param mean_return: final return, mean over a run's tasks
-    :param last_return: final return of a run's last task
-    :param change: final return of the last task less that of the first
-    :param auc: area under the curve, mean over a run's tasks
-    :param mean_return_difference: to the baseline's run of the same seed, mean over tasks
-    :param last_return_difference: to the baseline's run of the same seed, last task
-    :param change_difference: to the baseline's run of the same seed
-    :param auc_difference: to the baseline's run of the same seed, mean over tasks
-    :param better: share of tasks with a higher final return than the baseline in the same task, mean over seeds
-    :param success: share of tasks that succeeded, mean over seeds
-    :param recovered: share of tasks, of those with a task before, that recovered; of all seeds together
-    :param recovery_steps: median of the steps that took; infinity where half of the tasks or more did not
-    :param epsilon_rank: at task starts, mean over a run's tasks
-    :param seconds: of a run, median
-    :param seconds_ratio: to the baseline's run of the same seed, median
+    :param tasks: see :func:`~sb3_plasticity.study.results.task_table`, or differences of such
+    :return: a row per run: ``last_return`` (final return of the last task), ``mean_return`` (of all tasks), ``change``
+        (last less first), ``auc``, and where ``tasks`` has them ``success`` and ``better`` (shares of tasks) and
+        ``epsilon_rank`` at their starts
     """
-
-    env_id: str
-    method: str
-    seeds: tuple[int, ...]
-    mean_return: Estimate
-    last_return: Estimate
-    change: Estimate
-    auc: Estimate
-    mean_return_difference: Estimate
-    last_return_difference: Estimate
-    change_difference: Estimate
-    auc_difference: Estimate
-    better: Estimate
-    success: Estimate
-    recovered: float
-    recovery_steps: float
-    epsilon_rank: Estimate
-    seconds: float
-    seconds_ratio: float
-
-
-@dataclass(frozen=True)
-class TaskSummary:
-    """
-    A task of a method on an environment; estimates are IQMs over seeds.
-
-    :param env_id: environment
-    :param method: name
-    :param task_index: of the task
-    :param final_return: of the task
-    :param auc: area under the curve
-    :param difference: of the final return to that of the baseline's run of the same seed
-    :param recovered: share of seeds that recovered; NaN without a task before
-    :param recovery_steps: median; infinity where half of the seeds or more did not
-    """
-
-    env_id: str
-    method: str
-    task_index: int
-    final_return: Estimate
-    auc: Estimate
-    difference: Estimate
-    recovered: float
-    recovery_steps: float
-
-
-def method_summaries(study: Study, tasks: pd.DataFrame, runs: pd.DataFrame) -> list[MethodSummary]:
-    """
-    Sum up every method on every environment that it has a finished run on.
-
-    :param study: what was asked for
-    :param tasks: see :func:`~sb3_plasticity.study.results.task_table`
-    :param runs: finished ones, with ``env_id``, ``method``, ``seed`` and ``seconds``
-    :return: in the study's order
-    """
-    found = []
-    for env_id in study.env_ids:
-        for method in study.methods:
-            own, baseline = _rows(tasks, env_id, method), _rows(tasks, env_id, study.report.baseline)
-            if len(own):
-                times = _rows(runs, env_id, method), _rows(runs, env_id, study.report.baseline)
-                found.append(_method_summary(study, own, baseline, *times))
-    return found
-
-
-def _method_summary(
-    study: Study, own: pd.DataFrame, baseline: pd.DataFrame, runs: pd.DataFrame, baseline_runs: pd.DataFrame
-) -> MethodSummary:
-    spec = study.report
-    env_id, method = own.env_id.iloc[0], own.method.iloc[0]
-    is_baseline = method == spec.baseline
-    numbers = {name: interval(values.to_numpy()) for name, values in _by_seed(own).items()}
-    differences = {} if is_baseline else _differences(own, baseline)
-    column = f"epsilon_rank_{spec.network}_{spec.kind}"
-    ranks = own.groupby("seed")[column].mean() if column in own else pd.Series(dtype=float)
-    recovered, recovery_steps = recovery(own.steps_to_recover)
-    seconds = runs.set_index("seed").seconds
-    ratio = seconds / baseline_runs.set_index("seed").seconds.reindex(seconds.index)
-    return MethodSummary(
-        env_id,
-        method,
-        tuple(int(seed) for seed in own.seed.unique()),
-        **numbers,
-        **{f"{name}_difference": differences.get(name, NOTHING) for name in numbers},
-        better=differences.get("better", NOTHING),
-        success=interval(own.groupby("seed").success.mean().to_numpy(), statistic=np.mean),
-        recovered=recovered,
-        recovery_steps=recovery_steps,
-        epsilon_rank=interval(ranks.to_numpy()),
-        seconds=float(seconds.median()),
-        seconds_ratio=math.nan if is_baseline else float(ratio.median()),
+    of_task = tasks.set_index(RUN).final_return
+    index = tasks.set_index(RUN).task_index
+    last, first = (index.groupby("env_id").transform(end) for end in ("max", "min"))
+    table = pd.DataFrame(
+        {"last_return": of_task[index == last], "mean_return": of_task.groupby(RUN, sort=False).mean()}
     )
+    table["change"] = table.last_return - of_task[(index == first) & (first < last)]
+    means = [name for name in ("auc", "success", "better", "epsilon_rank") if name in tasks]
+    return table.join(tasks.groupby(RUN, sort=False)[means].mean())
 
 
-def _rows(frame: pd.DataFrame, env_id: str, method: str) -> pd.DataFrame:
-    return frame[(frame.env_id == env_id) & (frame.method == method)]
-
-
-def _by_seed(tasks: pd.DataFrame) -> dict[str, pd.Series]:
-    """Number per seed, of a method's tasks or of differences between two methods'."""
-    finals = tasks.pivot(index="seed", columns="task_index", values="final_return")
-    last, first = finals.columns.max(), finals.columns.min()
-    return {
-        "mean_return": finals.mean(axis=1),
-        "last_return": finals[last],
-        "change": finals[last] - finals[first] if last > first else finals[last] * math.nan,
-        "auc": tasks.groupby("seed").auc.mean(),
-    }
-
-
-def _differences(own: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Estimate]:
-    """Take differences task by task, so that both sides are of the same frictions, then a number of each seed."""
-    by = ["seed", "task_index"]
-    left, right = own.set_index(by), baseline.set_index(by)
-    table = pd.DataFrame({name: (left[name] - right[name]) for name in ("final_return", "auc")}).reset_index()
-    table = table[table.seed.isin(set(own.seed) & set(baseline.seed))]
-    if table.empty:
-        return {}
-    found = {name: interval(values.to_numpy()) for name, values in _by_seed(table).items()}
-    return found | {"better": interval(better_shares(own, baseline).to_numpy(), statistic=np.mean)}
-
-
-def better_shares(own: pd.DataFrame, baseline: pd.DataFrame) -> pd.Series:
+def differences(tasks: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """
-    Share of a seed's tasks in which a method's final return is above the baseline's; equal ones count half.
+    Take every task of every method less the baseline's of the same seed, which went through the same changes.
 
-    It has no unit, and so can be averaged over environments.
-
-    :param own: task table of one method on one environment
-    :param baseline: of the baseline
-    :return: (seeds,) by seed
+    :param tasks: see :func:`~sb3_plasticity.study.results.task_table`
+    :param baseline: method
+    :return: rows that have a partner, less the baseline's own: ``final_return`` and ``auc`` are differences,
+        ``better`` is 1, 0.5 or 0 by the sign of the former
     """
-    by = ["seed", "task_index"]
-    difference = paired(own.set_index(by).final_return, baseline.set_index(by).final_return)
-    return ((np.sign(difference) + 1) / 2).groupby("seed").mean()
+    same = ["env_id", "seed", "task_index"]
+    values = ["final_return", "auc"]
+    partner = tasks[tasks.method == baseline].set_index(same)[values].add_suffix("_baseline")
+    rows = tasks[tasks.method != baseline].join(partner, on=same, how="inner")
+    rows = rows.assign(**{name: rows[name] - rows[f"{name}_baseline"] for name in values})
+    rows = rows.assign(better=(np.sign(rows.final_return) + 1) / 2)
+    return rows[[*RUN, "task_index", *values, "better"]].reset_index(drop=True)
 
 
-def task_summaries(study: Study, tasks: pd.DataFrame) -> list[TaskSummary]:
+def summarize(tasks: pd.DataFrame, runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """
+    Sum up every method on every environment.
+
+    :param tasks: see :func:`~sb3_plasticity.study.results.task_table`
+    :param runs: finished ones, with ``seconds``
+    :param baseline: method
+    :return: a row per environment, method and measure: ``value``, ``low``, ``high`` (95% interval over seeds) and
+        ``n`` (seeds). Measures are those of :func:`run_table`, each also as ``<measure>_difference`` to the baseline's
+        run of the same seed; ``improvement``, the probability that a run has a higher ``mean_return`` than one of the
+        baseline; ``recovered`` (share of tasks, of those with a task before) and ``recovery_steps`` (median; infinity
+        where half did not); ``seconds`` and ``seconds_ratio`` (to the baseline's run of the same seed), medians
+    """
+    own = run_table(tasks)
+    rows = list(_estimates(own))
+    if not (paired := differences(tasks, baseline)).empty:
+        table = run_table(paired)
+        rows += _estimates(table.rename(columns={name: f"{name}_difference" for name in table if name != "better"}))
+    of = dict(list(own.groupby(["env_id", "method"], sort=False)))
+    seconds = {key: part.set_index("seed").seconds for key, part in runs.groupby(["env_id", "method"])}
+    for (env_id, method), part in of.items():
+        steps = tasks[(tasks.env_id == env_id) & (tasks.method == method)].steps_to_recover.dropna()
+        times = seconds[env_id, method]
+        numbers = {
+            "recovered": Estimate(float(np.isfinite(steps).mean()) if len(steps) else math.nan, n=len(part)),
+            "recovery_steps": Estimate(median(steps), n=len(part)),
+            "seconds": Estimate(float(times.median()), n=len(times)),
+        }
+        if method != baseline and (env_id, baseline) in of:
+            other = of[env_id, baseline].mean_return
+            numbers["improvement"] = improvement(part.mean_return.to_numpy(), other.to_numpy())
+            ratio = times / seconds[env_id, baseline].reindex(times.index)
+            numbers["seconds_ratio"] = Estimate(float(ratio.median()), n=int(ratio.count()))
+        rows += [_row(env_id, method, name, estimate) for name, estimate in numbers.items()]
+    return pd.DataFrame(rows)
+
+
+def summarize_tasks(tasks: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """
     Sum up every task of every method on every environment.
 
-    :param study: what was asked for
     :param tasks: see :func:`~sb3_plasticity.study.results.task_table`
-    :return: by environment, task and method
+    :param baseline: method
+    :return: as :func:`summarize`, with ``task_index``; measures ``final_return``, ``auc``, ``difference`` (of the final
+        return to the baseline's of the same seed), ``recovered`` and ``recovery_steps``
     """
-    found = []
-    for key, group in tasks.groupby(["env_id", "task_index"], sort=False):
-        env_id, index = cast("tuple[str, int]", key)
-        baseline = group[group.method == study.report.baseline].set_index("seed").final_return
-        for method in (method for method in study.methods if (group.method == method).any()):
-            own = group[group.method == method].set_index("seed")
-            is_baseline = method == study.report.baseline
-            found.append(
-                TaskSummary(
-                    env_id,
-                    method,
-                    int(index),
-                    interval(own.final_return.to_numpy()),
-                    interval(own.auc.to_numpy()),
-                    NOTHING if is_baseline else interval(paired(own.final_return, baseline).to_numpy()),
-                    *recovery(own.steps_to_recover),
-                )
-            )
-    return found
+    paired = differences(tasks, baseline).rename(columns={"final_return": "difference"})
+    whole = tasks.merge(paired[[*RUN, "task_index", "difference"]], how="left", on=[*RUN, "task_index"])
+    rows = []
+    for (env_id, task, method), part in whole.groupby(["env_id", "task_index", "method"], sort=False):
+        steps = part.steps_to_recover.dropna()
+        numbers = {name: interval(part[name].to_numpy()) for name in ("final_return", "auc", "difference")}
+        numbers["recovered"] = Estimate(float(np.isfinite(steps).mean()) if len(steps) else math.nan, n=len(part))
+        numbers["recovery_steps"] = Estimate(median(steps), n=len(part))
+        rows += [{**_row(env_id, method, name, each), "task_index": task} for name, each in numbers.items()]
+    return pd.DataFrame(rows)
 
 
-def recovery(steps: pd.Series) -> tuple[float, float]:
+def across_environments(tasks: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """
-    Sum up how long recovering took, where some tasks ended first.
+    Sum up every method over environments in measures without a unit; runs are resampled within their environment.
 
-    :param steps: infinity where a task did not recover, NaN where the question does not arise
-    :return: share that recovered, and the median: infinity if it lies among those that did not
-    """
-    known = steps.dropna().to_numpy(dtype=float)
-    if not known.size:
-        return math.nan, math.nan
-    return float(np.isfinite(known).mean()), float(np.median(known))
-
-
-@dataclass(frozen=True)
-class AcrossEnvironments:
-    """
-    A method on all environments together, in measures without a unit; runs are resampled within their environment.
-
-    :param method: name
-    :param better: share of tasks with a higher final return than the baseline's
-    :param success: share of tasks that succeeded
-    """
-
-    method: str
-    better: Estimate
-    success: Estimate
-
-
-def across_environments(study: Study, tasks: pd.DataFrame) -> list[AcrossEnvironments]:
-    """
-    Sum up every method over environments, with the stratified bootstrap.
-
-    :param study: what was asked for
     :param tasks: see :func:`~sb3_plasticity.study.results.task_table`
-    :return: methods that were trained on every environment that any was
+    :param baseline: method
+    :return: ``method``, ``measure`` (``better``, ``success``) and the estimate, of methods that every environment has
     """
-    found = []
-    env_ids = tasks.env_id.unique()
-    for method in study.methods:
-        own = [_rows(tasks, env_id, method) for env_id in env_ids]
-        if not all(len(rows) for rows in own):
-            continue
-        shares = [rows.groupby("seed").success.mean().to_numpy() for rows in own]
-        better = NOTHING
-        baselines = [_rows(tasks, env_id, study.report.baseline) for env_id in env_ids]
-        if method != study.report.baseline and all(len(rows) for rows in baselines):
-            strata = [better_shares(*both).to_numpy() for both in zip(own, baselines, strict=True)]
-            better = interval(*strata, statistic=np.mean)
-        found.append(AcrossEnvironments(method, better, interval(*shares, statistic=np.mean)))
-    return found
+    environments = tasks.env_id.nunique()
+    rows = []
+    for table in (tasks, differences(tasks, baseline)):
+        measure = "better" if "better" in table else "success"
+        for method, part in table.groupby("method", sort=False):
+            strata = [group[measure].groupby(group.seed).mean().to_numpy() for _, group in part.groupby("env_id")]
+            if len(strata) == environments:
+                rows.append(_row("all", method, measure, interval(*strata, statistic=np.mean)))
+    return pd.DataFrame(rows)
 
 
-def as_frame(rows: Sequence[MethodSummary] | Sequence[TaskSummary]) -> pd.DataFrame:
+def estimate(table: pd.DataFrame, **keys: object) -> Estimate:
     """
-    Spread summaries over plain columns: an estimate's ends are ``<name>_low`` and ``<name>_high``.
+    Find a number in a table of estimates.
 
-    :param rows: of one kind
-    :return: a row for each
+    :param table: see :func:`summarize`
+    :param keys: its ``method``, ``measure``, ...
+    :return: the estimate; NaN if it is not there
     """
-    return pd.DataFrame([dict(_flat(row)) for row in rows])
+    for name, value in keys.items():
+        table = table[table[name] == value]
+    if table.empty:
+        return Estimate(math.nan)
+    row = table.iloc[0]
+    return Estimate(float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]))
 
 
-def _flat(row: MethodSummary | TaskSummary) -> Iterable[tuple[str, object]]:
-    for item in fields(row):
-        value = getattr(row, item.name)
-        if isinstance(value, Estimate):
-            yield from flat_estimate(item.name, value).items()
-        elif item.name == "seeds":
-            yield "n_seeds", len(value)
-            yield "seeds", " ".join(map(str, value))
-        else:
-            yield item.name, value
-
-
-def flat_estimate(name: str, estimate: Estimate) -> Mapping[str, float]:
+def median(values: pd.Series) -> float:
     """
-    Spread an estimate over plain columns.
+    Take the median of numbers that may be infinite.
 
-    :param name: of the number
-    :param estimate: of it
-    :return: ``<name>``, ``<name>_low``, ``<name>_high``
+    :param values: without NaN
+    :return: the median; NaN of none
     """
-    ends = asdict(estimate)
-    return {name: ends["value"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def _estimates(table: pd.DataFrame) -> Iterator[dict[str, object]]:
+    for (env_id, method), part in table.groupby(["env_id", "method"], sort=False):
+        for name, values in part.items():
+            statistic: Statistic = np.mean if name in SHARES else iqm
+            yield _row(env_id, method, str(name), interval(values.to_numpy(), statistic=statistic))
+
+
+def _row(env_id: object, method: object, measure: str, number: Estimate) -> dict[str, object]:
+    return {"env_id": env_id, "method": method, "measure": measure, **vars(number)}

@@ -3,39 +3,78 @@
 import math
 from collections.abc import Callable, Sequence
 
+import pandas as pd
+
 from sb3_plasticity.study.statistics import Estimate, coverage
-from sb3_plasticity.study.summary import MethodSummary
+from sb3_plasticity.study.summary import estimate
 
 # With fewer seeds, no sentence about an interval goes without a warning.
 FEW = 5
+# More methods than this are summed up in one sentence instead of having one each.
+MANY = 4
 
 
-def headlines(methods: Sequence[MethodSummary], baseline: str, several: bool) -> list[str]:
+def headlines(summary: pd.DataFrame, baseline: str) -> list[str]:
     """
-    Say in a sentence or two for each method what the study found.
+    Say what the study found, of each method or, if there are many, of all together.
 
-    :param methods: summaries
+    :param summary: see :func:`~sb3_plasticity.study.summary.summarize`
     :param baseline: the method that the others are compared with
-    :param several: there are several environments: name them
     :return: sentences
     """
-    compared = [row for row in methods if not math.isnan(row.last_return_difference.value)]
-    if not compared:
-        lines = (
-            f"{_on(row, several)}{row.method}'s IQM return on the last task is {numbers(row.last_return)} "
-            f"({_seeds(row.last_return)})"
-            for row in methods
-        )
-        return [f"{line}; there is no finished run to compare it with." for line in lines]
-    return [_comparison(row, baseline, several) for row in compared]
+    lines = []
+    for env_id, part in summary.groupby("env_id", sort=False):
+        where = f"On {env_id}: " if summary.env_id.nunique() > 1 else ""
+        methods = list(dict.fromkeys(part.method))
+        found = {
+            method: last
+            for method in methods
+            if not math.isnan((last := estimate(part, method=method, measure="last_return_difference")).value)
+        }
+        if not found:
+            ends = {method: estimate(part, method=method, measure="last_return") for method in methods}
+            lines += [
+                f"{where}{method}'s IQM return on the last task is {numbers(value)} ({_seeds(value)}); there is no "
+                "finished run to compare it with."
+                for method, value in ends.items()
+            ]
+        elif len(found) > MANY:
+            lines.append(where + _verdicts(found, baseline))
+        else:
+            for method, last_task in found.items():
+                mean = estimate(part, method=method, measure="mean_return_difference")
+                lines.append(where + _comparison(method, last_task, mean, baseline))
+    return lines
 
 
-def _comparison(row: MethodSummary, baseline: str, several: bool) -> str:
-    last, mean = row.last_return_difference, row.mean_return_difference
-    way = "more" if last.value >= 0 else "less"
-    text = f"{_on(row, several)}{row.method} returns {number(abs(last.value))} {way} than {baseline} on the last task"
+def _verdicts(found: dict[str, Estimate], baseline: str) -> str:
+    more = [method for method, last in found.items() if last.excludes_zero and last.value > 0]
+    less = [method for method, last in found.items() if last.excludes_zero and last.value < 0]
+    open_ = len(found) - len(more) - len(less)
+    parts = [f"of {open_} no difference to {baseline} can be told"] if open_ else []
+    for names, way in ((more, "more"), (less, "less")):
+        if names:
+            verb = "returns" if len(names) == 1 else "return"
+            parts.append(f"{len(names)} {verb} {way} than {baseline} ({', '.join(names)})")
+    text = "; ".join(parts)
+    return (
+        f"Of {len(found)} methods, on the last task: {text}. A 95% interval over {_seeds(next(iter(found.values())))} "
+        "decides, uncorrected for the number of methods."
+    )
+
+
+def _comparison(method: str, last: Estimate, mean: Estimate, baseline: str) -> str:
     if not last.has_interval:
-        return f"{text} ({_seeds(last)}: no interval, it may be chance)."
+        way = "more" if last.value >= 0 else "less"
+        return (
+            f"{method} returns {number(abs(last.value))} {way} than {baseline} on the last task ({_seeds(last)}: no "
+            "interval, it may be chance)."
+        )
+    if last.excludes_zero:
+        way = "more" if last.value >= 0 else "less"
+        text = f"{method} returns {number(abs(last.value))} {way} than {baseline} on the last task"
+    else:
+        text = f"No difference between {method} and {baseline} can be told on the last task"
     text += (
         f": IQM of the differences between runs of the same seed {numbers(last, sign=True)}, {_seeds(last)}; "
         f"the interval {_verdict(last)} 0"
@@ -48,16 +87,12 @@ def _comparison(row: MethodSummary, baseline: str, several: bool) -> str:
     return text
 
 
-def _on(row: MethodSummary, several: bool) -> str:
-    return f"On {row.env_id}, " if several else ""
+def _seeds(number: Estimate) -> str:
+    return f"{number.n} seed{'s' * (number.n != 1)}"
 
 
-def _seeds(estimate: Estimate) -> str:
-    return f"{estimate.n} seed{'s' * (estimate.n != 1)}"
-
-
-def _verdict(estimate: Estimate) -> str:
-    return "excludes" if estimate.excludes_zero else "contains"
+def _verdict(number: Estimate) -> str:
+    return "excludes" if number.excludes_zero else "contains"
 
 
 def certainty(counts: Sequence[int]) -> str:
@@ -80,6 +115,27 @@ def certainty(counts: Sequence[int]) -> str:
     )
 
 
+def backwards(table: pd.DataFrame) -> str:
+    """
+    Say where tasks succeed more often from a low rank, against what tau-trainability expects.
+
+    :param table: see :func:`~sb3_plasticity.study.ranks.trainability`
+    :return: a sentence; empty where it is as expected
+    """
+    rows = table[table.method == "all"]
+    found = [
+        f"{row['rho']:g} ({percents(row['success_below'])} against {percents(row['success_reached'])})"
+        for row in rows.to_dict("records")
+        if row["success_below"].value > row["success_reached"].value
+    ]
+    if not found:
+        return ""
+    return (
+        "Here the success rate is higher below the threshold than above it at ρ = "
+        f"{', '.join(found)}: the opposite of what τ-trainability expects."
+    )
+
+
 def number(value: float, sign: bool = False) -> str:
     """
     Write a return.
@@ -95,15 +151,15 @@ def number(value: float, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
 
 
-def numbers(estimate: Estimate, sign: bool = False) -> str:
+def numbers(each: Estimate, sign: bool = False) -> str:
     """
     Write a return with its interval.
 
-    :param estimate: of a return or a difference
+    :param each: of a return or a difference
     :param sign: write + as well
     :return: such as ``+812 [+101, +1,510]``
     """
-    return _bracketed(estimate, lambda value: number(value, sign))
+    return _bracketed(each, lambda value: number(value, sign))
 
 
 def percent(share: float) -> str:
@@ -116,35 +172,35 @@ def percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.0f}%"
 
 
-def percents(estimate: Estimate) -> str:
+def percents(each: Estimate) -> str:
     """
     Write a share with its interval.
 
-    :param estimate: between 0 and 1
+    :param each: between 0 and 1
     :return: such as ``25% [10, 40]``
     """
-    text = percent(estimate.value)
-    return f"{text} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]" if estimate.has_interval else text
+    text = percent(each.value)
+    return f"{text} [{100 * each.low:.0f}, {100 * each.high:.0f}]" if each.has_interval else text
 
 
-def correlation(estimate: Estimate) -> str:
+def correlation(each: Estimate) -> str:
     """
     Write a correlation or the like with its interval.
 
-    :param estimate: between -1 and 1
+    :param each: between -1 and 1
     :return: such as ``−0.21 [−0.40, 0.02]``
     """
-    return _bracketed(estimate, lambda value: f"{value:.2f}".replace("-", "−"))
+    return _bracketed(each, lambda value: f"{value:.2f}".replace("-", "−"))
 
 
-def rank(estimate: Estimate) -> str:
+def rank(each: Estimate) -> str:
     """
     Write an epsilon-rank with its interval.
 
-    :param estimate: between 0 and 1
+    :param each: between 0 and 1
     :return: such as ``0.0312 [0.028, 0.0351]``
     """
-    return _bracketed(estimate, lambda value: f"{value:.3g}")
+    return _bracketed(each, lambda value: f"{value:.3g}")
 
 
 def recovery(steps: float, period: int) -> str:
@@ -175,21 +231,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def short(steps: float) -> str:
-    """
-    Write a number of steps in few letters.
-
-    :param steps: such as 1_200_000
-    :return: such as ``1.2M``
-    """
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(steps) >= size:
-            return f"{steps / size:.4g}{letter}"
-    return f"{steps:.4g}"
-
-
-def _bracketed(estimate: Estimate, write: Callable[[float], str]) -> str:
-    if math.isnan(estimate.value):
+def _bracketed(each: Estimate, write: Callable[[float], str]) -> str:
+    if math.isnan(each.value):
         return "–"
-    text = write(estimate.value)
-    return f"{text} [{write(estimate.low)}, {write(estimate.high)}]" if estimate.has_interval else text
+    text = write(each.value)
+    return f"{text} [{write(each.low)}, {write(each.high)}]" if each.has_interval else text

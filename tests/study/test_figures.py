@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
-from synthetic import write_study
 
 from sb3_plasticity.curvature.spectrum import Spectrum
 from sb3_plasticity.study import figures
+from sb3_plasticity.study.results import Timeline
 
 
 def test_every_method_has_a_look_of_its_own_and_the_baseline_is_black():
@@ -32,39 +32,47 @@ def test_pooled_spectra_weigh_seeds_alike():
     assert pooled.dim == 4
 
 
-def progress(**columns):
-    return pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": 0, "step": [1, 2, 1, 2], **columns})
-
-
-def test_a_mechanism_comes_from_one_source_for_all_methods():
-    measure = next(m for m in figures.MECHANISMS if "policy features" in m.title)
+def test_a_panel_for_each_measure_of_each_network_that_was_logged():
+    progress = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": 0, "step": [1, 2, 1, 2]})
     nan = float("nan")
-    both = progress(**{"train/erank_policy": [5, 6, nan, nan], "plasticity/policy/effective_rank": [7, nan, 8, nan]})
-    found = figures.mechanism(both, measure)
-    assert found is not None and list(zip(found.method, found.value, strict=True)) == [("a", 7), ("b", 8)]
-    assert figures.mechanism(progress(other=1.0), measure) is None
+    progress["plasticity/actor/weight_norm"] = [1.0, 2, 3, 4]
+    progress["plasticity/critic_0/churn"] = [nan, 2, nan, 4]
+    progress["plasticity/critic_0/weight_norm"] = nan
+    look = figures.looks(["a", "b"], "a")
+    drawn = figures.panels_figure(progress, ["weight_norm", "churn"], Timeline(2, 1), look)
+    titles = [axes.get_title("left") for axes in drawn.axes if axes.get_visible()]
+    assert titles == ["weight norm, actor", "churn, critic 0"]
+    assert figures.panels_figure(progress, ["effective_rank"], Timeline(2, 1), look) is None
 
 
-def test_the_squared_norm_is_that_of_both_networks():
-    measure = next(m for m in figures.MECHANISMS if m.squared_sum)
-    nan = float("nan")
-    norms = progress(
-        **{"plasticity/policy/weight_norm": [3, nan, 5, 1], "plasticity/value/weight_norm": [4, nan, 12, nan]}
-    )
-    found = figures.mechanism(norms, measure)
-    assert found is not None and list(found.value) == [25, 169]
+def episodes(methods):
+    """Of each method and two seeds an episode every ten steps, two tasks; the i-th returns 1 + i + seed."""
+    rows = [
+        {"method": method, "seed": seed, "step": step, "task_index": (step - 1) // 100, "return": 1.0 + i + seed}
+        for i, method in enumerate(methods)
+        for seed in (0, 1)
+        for step in range(10, 201, 10)
+    ]
+    return pd.DataFrame(rows).assign(task_value=0.5)
 
 
-def test_returns_are_drawn_in_the_methods_colours(tmp_path):
-    study = write_study(tmp_path, ["PPO", "L2"], [0, 1], 2, 100)
-    steps = np.tile(np.arange(10, 201, 10), 4)
-    episodes = pd.DataFrame({"step": steps, "task_index": (steps - 1) // 100, "task_value": 0.5})
-    episodes["method"] = np.repeat(["PPO", "L2"], 40)
-    episodes["seed"] = np.tile(np.repeat([0, 1], 20), 2)
-    episodes["return"] = np.where(episodes.method == "PPO", 1.0, 2.0) + episodes.seed
+def test_returns_are_drawn_in_the_methods_colours():
     look = figures.looks(["PPO", "L2"], "PPO")
-    above, _ = figures.returns_figure(episodes, study, look).axes
+    drawn = figures.returns_figure(episodes(["PPO", "L2"]), Timeline(200, 100), look, "PPO", "friction")
+    above, _ = drawn.axes
     thick = {to_hex(line.get_color()).upper(): line for line in above.lines if line.get_linewidth() > 1}
     assert set(thick) == {look["PPO"].color, look["L2"].color}
     np.testing.assert_allclose(thick[look["L2"].color].get_ydata()[1:], 2.5)  # no episode ends in the first bin
     assert thick[look["L2"].color].get_linestyle() != thick[look["PPO"].color].get_linestyle()
+
+
+def test_many_methods_have_a_panel_each_beside_the_baseline():
+    methods = ["PPO", "a", "b", "c", "d"]
+    look = figures.looks(methods, "PPO")
+    drawn = figures.returns_figure(episodes(methods), Timeline(200, 100), look, "PPO", "friction")
+    *panels, _ = drawn.axes
+    assert [axes.get_title("left") for axes in panels] == methods[1:]
+    for axes in panels:
+        thick = [to_hex(line.get_color()).upper() for line in axes.lines if line.get_linewidth() > 1]
+        assert thick == ["#000000", look[axes.get_title("left")].color]
+        assert len(axes.collections) == 1  # the band of the panel's own method

@@ -8,12 +8,15 @@ import pytest
 from synthetic import write_run, write_study
 
 from sb3_plasticity.study import wording
+from sb3_plasticity.study.ranks import trainability
 from sb3_plasticity.study.report import new_folder, write_report
+from sb3_plasticity.study.spec import planned_runs
 from sb3_plasticity.study.statistics import Estimate
+from sb3_plasticity.study.summary import summarize
 from sb3_plasticity.zoo.errors import UsageError
 
 FIGURES = ("figure1_return", "figure2_spectra", "figure3_rank", "figure4_trainability", "figure5_tasks",
-           "figure6_mechanisms", "cost")  # fmt: skip
+           "figure6_mechanisms", "figure7_referee", "cost")  # fmt: skip
 HOSTILE = "L2 <b>x</b> $y_1$"
 
 
@@ -44,7 +47,7 @@ def whole(tmp_path_factory):
     """Two methods, three seeds, one of the runs crashed."""
     root = tmp_path_factory.mktemp("study")
     study = write_study(root, ["PPO", HOSTILE], [0, 1, 2], 3, 20_000, rho=[0.02, 0.03])
-    for run in study.runs():
+    for run in planned_runs(study):
         write_run(root, study, run, "crashed" if (run.method, run.seed) == (HOSTILE, 2) else "finished")
     path = write_report(root)
     return path, Page(path.read_text(encoding="utf-8"))
@@ -72,17 +75,17 @@ def test_figures_and_numbers_lie_beside_it(whole):
             assert (path.parent / (name + ending)).read_bytes().startswith(magic)
     tasks = pd.read_csv(path.parent / "tasks.csv")
     assert list(tasks.columns) == [
-        "env_id", "method", "seed", "task_index", "task_value", "final_return", "auc", "steps_to_recover", "success",
-        "epsilon_rank_policy_ggn", "epsilon_rank_value_ggn",
+        "env_id", "method", "seed", "task_index", "task_value", "begin", "end", "final_return", "auc",
+        "steps_to_recover", "success", "epsilon_rank_policy_ggn", "epsilon_rank_value_ggn",
     ]  # fmt: skip
     assert len(tasks) == 5 * 3
-    summary = pd.read_csv(path.parent / "summary.csv").set_index("method")
-    assert list(summary.n_seeds) == [3, 2]
+    summary = pd.read_csv(path.parent / "summary.csv").set_index(["measure", "method"])
+    assert list(summary.n["last_return"]) == [3, 2]
     finals = tasks[tasks.task_index == 2].set_index(["method", "seed"]).final_return
     differences = finals[HOSTILE] - finals["PPO"]  # seed 2 has no partner
-    assert summary.last_return_difference[HOSTILE] == pytest.approx(differences.mean())
-    assert summary.last_return["PPO"] == pytest.approx(finals["PPO"].mean())
-    assert summary.last_return_low["PPO"] == pytest.approx(finals["PPO"].min())
+    assert summary.value["last_return_difference", HOSTILE] == pytest.approx(differences.mean())
+    assert summary.value["last_return", "PPO"] == pytest.approx(finals["PPO"].mean())
+    assert summary.low["last_return", "PPO"] == pytest.approx(finals["PPO"].min())
 
 
 def test_names_and_errors_cannot_write_html(whole):
@@ -96,7 +99,7 @@ def test_names_and_errors_cannot_write_html(whole):
 def test_it_begins_with_what_was_found_and_what_is_missing(whole):
     _, page = whole
     start = page.text[: page.text.index("Return over steps")]
-    assert f"{HOSTILE} returns" in start and re.search(r"2 seeds; the interval (excludes|contains) 0", start)
+    assert re.search(r"2 seeds; the interval (excludes|contains) 0", start)
     assert "but over 2 seeds such an interval misses the truth in 50% of studies" in start
     assert "between 2 and 3 seeds" in start and "about 50% of studies" in start
     assert "5 of 6 runs are in this report" in start and f"{HOSTILE}, seed 2, on SlipperyAnt-v0, crashed" in start
@@ -110,9 +113,9 @@ def test_it_ends_with_what_it_was_made_with(whole):
 
 def test_a_single_run_without_spectra(tmp_path):
     study = write_study(tmp_path, ["PPO"], [0], 2)
-    (run,) = study.runs()
+    (run,) = planned_runs(study)
     folder = write_run(tmp_path, study, run, curvature=False)
-    (folder.path / "from_0" / "progress.csv").unlink()
+    (folder.path / "progress.csv").unlink()
     path = write_report(tmp_path, tmp_path / "elsewhere")
     page = Page(path.read_text(encoding="utf-8"))
     assert "1 seed has no interval" in page.text or "One seed has no interval" in page.text
@@ -121,11 +124,11 @@ def test_a_single_run_without_spectra(tmp_path):
     assert "Left out: the logs of the finished runs have none of these measures" in page.text
     assert [image["alt"][:6] for image in page.images] == ["Return", "Final ", "Wall t"]
     assert path.parent == tmp_path / "elsewhere" and not (path.parent / "fits.csv").exists()
-    assert pd.read_csv(path.parent / "summary.csv").last_return_low.isna().all()
+    assert pd.read_csv(path.parent / "summary.csv").low.isna().all()
 
-    with pytest.raises(UsageError, match="it is not empty: accepted is"):
+    with pytest.raises(UsageError, match="it is not empty: must be"):
         write_report(tmp_path, path.parent)
-    with pytest.raises(UsageError, match="accepted is a folder"):
+    with pytest.raises(UsageError, match="must be a folder"):
         write_report(tmp_path, tmp_path / "study.yml" / "deeper")
 
 
@@ -136,17 +139,18 @@ def test_an_older_report_stays(tmp_path):
 def test_several_environments_have_a_section_each(tmp_path):
     env_ids = ["SlipperyAnt-v0", "SlipperyHopper-v0"]
     study = write_study(tmp_path, ["PPO", "L2"], [0, 1], 2, env_ids=env_ids)
-    for run in study.runs():
+    for run in planned_runs(study):
         folder = write_run(tmp_path, study, run, curvature=run.env_id == env_ids[0])
-        (folder.path / "from_0" / "progress.csv").unlink()
+        (folder.path / "progress.csv").unlink()
     path = write_report(tmp_path)
     page = Page(path.read_text(encoding="utf-8"))
     assert {*env_ids, "across"} <= page.ids
     for env_id in env_ids:
-        assert f"On {env_id}, L2 returns" in page.text
+        assert f"On {env_id}: " in page.text
         assert (path.parent / f"figure1_return_{env_id}.png").is_file()
     assert not (path.parent / "figure2_spectra_SlipperyHopper-v0.png").exists()
-    assert len(pd.read_csv(path.parent / "summary.csv")) == 4
+    summary = pd.read_csv(path.parent / "summary.csv")
+    assert len(summary[summary.measure == "last_return"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,6 @@ def test_several_environments_have_a_section_each(tmp_path):
         (wording.percents, Estimate(0.25, 0.1, 0.4, 5), "25% [10, 40]"),
         (wording.correlation, Estimate(-0.206, -0.4, 0.02, 5), "−0.21 [−0.40, 0.02]"),
         (wording.duration, 7500, "2 h 05 min"),
-        (wording.short, 1_200_000, "1.2M"),
     ],
 )
 def test_wording(function, given, written):
@@ -170,3 +173,50 @@ def test_wording(function, given, written):
 def test_steps_to_recover_that_are_censored():
     assert wording.recovery(float("inf"), 200_000) == "> 200,000"
     assert wording.recovery(40_000, 200_000) == "40,000"
+
+
+def one_task(**finals):
+    rows = [
+        {"env_id": "e", "method": method, "seed": seed, "task_index": 0, "final_return": value, "auc": value}
+        for method, values in finals.items()
+        for seed, value in enumerate(values)
+    ]
+    tasks = pd.DataFrame(rows).assign(steps_to_recover=float("nan"), success=1.0)
+    return summarize(tasks, tasks[["env_id", "method", "seed"]].assign(seconds=1.0), "PPO")
+
+
+def test_the_first_sentence_says_when_nothing_can_be_told():
+    same, better = [100, 300, 500, 700, 900], [200, 400, 600, 800, 1000]
+    (line,) = wording.headlines(one_task(PPO=same, L2=[120, 280, 510, 690, 900]), "PPO")
+    assert line.startswith("No difference between L2 and PPO can be told on the last task: ") and "contains 0" in line
+    (line,) = wording.headlines(one_task(PPO=same, L2=better), "PPO")
+    assert line.startswith("L2 returns 100 more than PPO on the last task: ") and "excludes 0" in line
+    many = {f"m{i}": [value + (0, 0, -1)[i % 3] * (i % 2) for value in same] for i in range(4)}
+    (line,) = wording.headlines(one_task(PPO=same, L2=better, **many), "PPO")
+    assert line.startswith("Of 5 methods, on the last task: of 4 no difference to PPO can be told; 1 returns more")
+    assert "(L2)" in line
+
+
+def test_success_from_low_ranks_is_pointed_out():
+    tasks = pd.DataFrame({"method": "PPO", "seed": [0, 0, 1, 1], "epsilon_rank": [0.1, 0.3, 0.1, 0.3]})
+    assert "higher below the threshold" in wording.backwards(trainability(tasks.assign(success=[1, 0, 1, 0]), [0.2]))
+    assert wording.backwards(trainability(tasks.assign(success=[0, 1, 0, 1]), [0.2])) == ""
+
+
+def test_a_league_of_many_methods_is_ranked(tmp_path):
+    """The best first; a panel for each; the referee beside a control that has no section of its own."""
+    methods = ["PPO", *(f"method {i}" for i in range(1, 6))]
+    study = write_study(tmp_path, methods, [0, 1, 2], 3, control=True)
+    for run in planned_runs(study):
+        write_run(tmp_path, study, run)
+    path = write_report(tmp_path)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "SlipperyAnt-v0_control" not in page.ids and page.text.count("P(better than PPO)") == 1
+    summary = pd.read_csv(path.parent / "summary.csv").set_index(["measure", "method"]).value["mean_return"]
+    league = re.findall(r"<td>([^<]+)</td>", path.read_text(encoding="utf-8").partition("</thead>")[2])
+    ranked = [cell for cell in league if cell in methods][: len(methods)]
+    assert ranked == list(summary.sort_values(ascending=False).index)
+    referee = pd.read_csv(path.parent / "referee.csv").set_index("measure")
+    assert (referee.control_n > 0).all() and referee.false_alarms.between(0, 1).all()
+    assert referee.between["plasticity/policy/effective_rank"] > 0.5
+    assert abs(referee.between["plasticity/value/effective_rank"]) < 0.4

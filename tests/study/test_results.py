@@ -3,70 +3,49 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
-from synthetic import write_monitor, write_run, write_study
+from synthetic import describe, write_monitor, write_run, write_study
 
 from sb3_plasticity.curvature.spectrum import Spectrum
-from sb3_plasticity.study.folder import RunFolder, State
-from sb3_plasticity.study.results import read_episodes, read_progress, read_results, read_spectra, start_ranks
+from sb3_plasticity.study.results import read_results, read_spectra, whole_networks
+from sb3_plasticity.study.spec import planned_runs
 from sb3_plasticity.zoo.errors import UsageError
+from sb3_plasticity.zoo.folder import RunFolder, State
 
 
-@pytest.fixture
-def interrupted(tmp_path):
-    """A run that was killed after its checkpoint at step 100, and went on from there."""
+def test_spectra_follow_the_timeline_of_an_interrupted_run(tmp_path):
+    """Killed after its checkpoint at step 100, it went on from there; the task that began at 120 was measured twice."""
     folder = RunFolder(tmp_path)
-    first, second = folder.new_attempt(0), folder.new_attempt(100)
-    write_monitor(first, [(1, 10, 50, 0, 0.5), (2, 10, 100, 0, 0.5), (3, 10, 101, 0, 0.5), (4, 10, 150, 1, 0.1)])
-    write_monitor(second, [(5, 10, 101, 0, 0.5), (6, 10, 150, 1, 0.1)])
-    for place, attempt in enumerate((first, second)):
-        (attempt / "progress.csv").write_text(
-            "train/std,time/total_timesteps,other\n" + f"0.{place + 1},100,7\n0.{place + 3},120,7\n,,\n"
-        )
+    write_monitor(folder.path, [(1, 10, 50, 0, 0.5)])
+    for place, attempt in enumerate((folder.path, folder.new_attempt(100))):
         for step, task in ((90, 0), (120, 1)):
             info = {"step": step, "task_index": task, "task_value": 0.5, "phase": "start", "network": "policy"}
             rank = Spectrum.from_eigenvalues(np.arange(1.0, place + task + 2), 10, info=info | {"kind": "ggn"})
             rank.save(attempt / "curvature" / f"{step}.npz")
-    return folder.attempts()
-
-
-def test_a_killed_attempt_counts_up_to_where_its_successor_began(interrupted):
-    episodes = read_episodes(interrupted)
-    assert list(episodes["return"]) == [1, 2, 5, 6]
-    assert list(episodes.step) == [50, 100, 101, 150]
-    assert list(episodes.task_index) == [0, 0, 0, 1]
-
-
-def test_progress_and_spectra_follow_the_same_timeline(interrupted):
-    progress = read_progress(interrupted)
-    assert list(progress.columns) == ["train/std", "step"]
-    assert list(zip(progress.step, progress["train/std"], strict=True)) == [(100, 0.1), (120, 0.4)]
-    spectra = read_spectra(interrupted, 0.5)
+    spectra = read_spectra(folder, 0.5)
     # The first attempt's at 90, one eigenvalue of ten; the second's at 120, three.
     assert list(spectra.step) == [90, 120]
     assert list(spectra.epsilon_rank) == pytest.approx([0.1, 0.3])
 
 
-def test_attempts_without_records(tmp_path):
-    folder = RunFolder(tmp_path)
-    empty = folder.new_attempt(0)
-    (empty / "monitor.csv").write_text("")
-    assert read_episodes(folder.attempts()).empty and read_progress(folder.attempts()).empty
-    assert start_ranks(read_spectra(folder.attempts(), 1.0).assign(env_id="", method="", seed=0)).empty
-
-
-def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
-    folder = RunFolder(tmp_path)
-    records = folder.new_attempt(0)
-    write_monitor(records, [(1, 10, 50, 0, 0.5)])
-    with open(records / "monitor.csv", "a") as file:
-        file.write("2,10,0.1,9")
-    assert list(read_episodes(folder.attempts())["return"]) == [1]
+def test_only_what_is_about_whole_networks_is_kept(tmp_path):
+    names = [
+        "step",
+        "train/std",
+        "plasticity/policy/effective_rank",
+        "plasticity_control/q/churn",
+        "mitigation/l2/coef",
+    ]
+    layers = ["plasticity/policy/layer/effective_rank", "curvature/policy/ggn/trace", "time/fps"]
+    assert list(whole_networks(pd.DataFrame(columns=[*names, *layers]))) == names
 
 
 def test_measures_of_tasks_by_hand(tmp_path):
     study = write_study(tmp_path, ["PPO", "L2"], [3], 2, 200, success_within=30)
-    runs = {run.method: RunFolder(tmp_path / run.name) for run in study.runs()}
+    runs = {run.method: RunFolder(tmp_path / run.name) for run in planned_runs(study)}
+    for run in planned_runs(study):
+        describe(runs[run.method], study, run)
     write_monitor(
         runs["PPO"].new_attempt(0),
         [
@@ -96,7 +75,7 @@ def test_measures_of_tasks_by_hand(tmp_path):
 def test_what_is_missing_is_said_and_left_out(tmp_path):
     study = write_study(tmp_path, ["PPO", "L2"], [0, 1])
     states = iter(["finished", "crashed", "finished", None])
-    for run in study.runs():
+    for run in planned_runs(study):
         if (state := next(states)) is not None:
             write_run(tmp_path, study, run, state)
     results = read_results(tmp_path)
@@ -111,27 +90,97 @@ def test_what_is_missing_is_said_and_left_out(tmp_path):
 
 def test_ranks_at_task_starts_are_in_the_task_table(tmp_path):
     study = write_study(tmp_path, ["PPO"], [0], epsilon=1.0)
-    (run,) = study.runs()
+    (run,) = planned_runs(study)
     write_run(tmp_path, study, run, spectra_per_start=("ggn", "hessian"))
     results = read_results(tmp_path)
     names = [f"epsilon_rank_{network}_{kind}" for network in ("policy", "value") for kind in ("ggn", "hessian")]
     assert results.tasks[names].notna().all(axis=None)
-    spectrum = Spectrum.load(tmp_path / run.name / "from_0" / "curvature" / "1_policy_ggn.npz")
+    spectrum = Spectrum.load(tmp_path / run.name / "curvature" / "1_policy_ggn.npz")
     assert results.tasks.epsilon_rank_policy_ggn[1] == float(spectrum.epsilon_rank(1.0))
 
 
 def test_runs_that_the_study_file_no_longer_describes(tmp_path):
     study = write_study(tmp_path, ["PPO"], [0])
-    (run,) = study.runs()
+    (run,) = planned_runs(study)
     folder = write_run(tmp_path, study, run)
-    folder.write_description({"n_timesteps": 7, "hyperparams": {"policy": "MlpPolicy"}})
-    (problem,) = read_results(tmp_path).problems
-    assert "7 steps, the study file says 60,000" in problem and "hyper-parameters that differ" in problem
+    folder.write_description({**folder.description(), "n_timesteps": 40_000, "hyperparams": {"policy": "MlpPolicy"}})
+    problem = read_results(tmp_path).problems[0]
+    assert "40,000 steps, the study file says 60,000" in problem and "hyper-parameters that differ" in problem
 
 
 def test_no_study_and_no_finished_run(tmp_path):
-    with pytest.raises(UsageError, match=r"there is no study\.yml: accepted is"):
+    with pytest.raises(UsageError, match=r"must be the folder of a study, or have runs' folders"):
         read_results(tmp_path)
     write_study(tmp_path, ["PPO"], [0])
-    with pytest.raises(UsageError, match=r"none of the study's 1 runs is finished.*Not begun: PPO, seed 0"):
+    with pytest.raises(UsageError, match=r"none of its 1 runs is finished.*Not begun: PPO, seed 0"):
         read_results(tmp_path)
+
+
+def damage(folder):
+    """Every way in which FINDINGS saw a record spoiled."""
+    curvature = folder.path / "curvature"
+    whole = (curvature / "0_policy_ggn.npz").read_bytes()
+    (curvature / "0_policy_ggn.npz").write_bytes(whole[:300])
+    (curvature / "1_policy_ggn.npz").write_bytes(whole[:4000] + b"\xff\x00\xff" + whole[4003:])
+    (curvature / "2_value_ggn.npz").write_bytes(b"")
+    (curvature / "x.npz").mkdir()
+    (curvature / "y.npz").symlink_to(folder.path / "nothing")
+    monitor = folder.path / "0.monitor.csv"
+    head, rows = monitor.read_bytes().split(b"task_value\n")
+    monitor.write_bytes(head + b"task_value\n" + rows.replace(b"\n", b"\n\xff\xfe,garbage\n", 3))
+
+
+def test_damaged_files_are_passed_over_and_named(tmp_path):
+    study = write_study(tmp_path, ["PPO", "L2"], [0, 1])
+    folders = [write_run(tmp_path, study, run) for run in planned_runs(study)]
+    whole = read_results(tmp_path)
+    assert not whole.problems
+    damage(folders[0])
+    (folders[3].path / "state.json").write_text('{"state": "fini')
+    with pytest.warns(UserWarning) as caught:
+        results = read_results(tmp_path)
+    for name in ("0_policy_ggn.npz", "1_policy_ggn.npz", "2_value_ggn.npz", "0.monitor.csv", "state.json"):
+        assert sum(name in str(each.message) for each in caught) == 1, name
+        assert sum(name in problem for problem in results.problems) == 1, name
+    assert any("L2, seed 1, on SlipperyAnt-v0, has not been finished" in problem for problem in results.problems)
+    (missing,) = [problem for problem in results.problems if "No spectrum of the policy ggn" in problem]
+    assert "PPO, seed 0, on SlipperyAnt-v0 (task 1, 2)" in missing
+    # nothing else is lost: every episode is there, and the runs that were whole are as they were
+    assert len(results.episodes) == len(whole.episodes[(whole.episodes.method == "PPO") | (whole.episodes.seed == 0)])
+    kept = (whole.tasks.method == "PPO") & (whole.tasks.seed == 1)
+    again = (results.tasks.method == "PPO") & (results.tasks.seed == 1)
+    pd.testing.assert_series_equal(
+        results.tasks[again].final_return.reset_index(drop=True), whole.tasks[kept].final_return.reset_index(drop=True)
+    )
+
+
+def test_runs_of_no_study_are_read_too(tmp_path):
+    """Folders as `train` makes them: methods are what the runs differ in; the newest of two equal ones counts."""
+    study = write_study(tmp_path / "study", ["PPO", "L2"], [0, 1], 2)
+    for number, run in enumerate(planned_runs(study)):
+        folder = write_run(tmp_path / "study", study, run)
+        folder.write_description({**folder.description(), "tags": {}})
+        folder.path.rename(tmp_path / f"logs_{number}")
+    (tmp_path / "study" / "study.yml").unlink()
+    results = read_results(tmp_path, baseline="ppo_l2er, er_coef=0.001")
+    assert list(results.methods) == ["ppo_l2er, er_coef=0.0", "ppo_l2er, er_coef=0.001"]
+    assert results.settings.baseline == "ppo_l2er, er_coef=0.001"
+    assert results.timelines["SlipperyAnt-v0"].n_tasks == 2 and len(results.tasks) == 8
+    with pytest.raises(UsageError, match="`--baseline` must be one of"):
+        read_results(tmp_path, baseline="SAC")
+
+
+def test_an_environment_without_tasks_is_one_task(tmp_path):
+    folder = RunFolder(tmp_path / "ppo" / "Pendulum-v1_1")
+    write_monitor(folder.path, [(-1000, 200, 200 * i, -1, "") for i in range(1, 11)])
+    given = {
+        "algo": "ppo",
+        "env_id": "Pendulum-v1",
+        "seed": 3,
+        "n_timesteps": 2000,
+        "hyperparams": {"policy": "MlpPolicy"},
+    }
+    folder.write_description(given)
+    folder.write_state(State("finished", 2000, 1.0))
+    tasks = read_results(tmp_path).tasks
+    assert list(tasks.final_return) == [-1000] and list(tasks.end) == [2000]

@@ -7,25 +7,23 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from sb3_plasticity.study.measures import area_under_curve, bin_means, curve, final_return, steps_to_recover
+from sb3_plasticity.study.ranks import fit_ranks, spread, trainability
 from sb3_plasticity.study.statistics import (
     COVERAGE,
-    area_under_curve,
     band,
-    bin_means,
     centred,
     cluster_interval,
     coverage,
-    curve,
-    final_return,
-    fit,
+    holm,
+    improvement,
     interval,
     iqm,
-    paired,
+    over_clusters,
     r_squared,
     spearman,
-    steps_to_recover,
-    trainability,
 )
+from sb3_plasticity.study.summary import differences, summarize
 
 
 def test_final_return_is_of_the_last_share_and_what_ends_after():
@@ -121,39 +119,90 @@ def test_band_needs_every_seed_at_a_point():
     assert np.isnan(low).all() and np.isnan(high).all()
 
 
+def task_rows(**finals):
+    """A task table with one task: of each method a final return for every seed."""
+    rows = [
+        {"env_id": "e", "method": method, "seed": seed, "task_index": 0, "final_return": value, "auc": value}
+        for method, values in finals.items()
+        for seed, value in values.items()
+    ]
+    return pd.DataFrame(rows).assign(steps_to_recover=math.nan, success=1.0)
+
+
 def test_paired_differences_leave_out_what_seeds_share():
     """Seeds differ by thousands, methods by 100 +- 1: only pairing shows it."""
     rng = np.random.default_rng(0)
     seeds = pd.Series(rng.normal(scale=3000, size=5), index=range(5))
     baseline = seeds + rng.normal(size=5)
     own = (seeds + 100 + rng.normal(size=5)).sample(frac=1, random_state=1)
-    together = interval(paired(own, baseline).to_numpy())
+    tasks = task_rows(PPO=baseline, L2=own)
+    together = interval(differences(tasks, "PPO").final_return.to_numpy())
     assert together.value == pytest.approx(100, abs=2) and 97 < together.low < together.high < 103
     assert not interval(own.to_numpy()).excludes_zero
-    assert list(paired(own, baseline[[3, 1]]).index) in ([1, 3], [3, 1])
+    assert set(differences(task_rows(PPO=baseline[[3, 1]], L2=own), "PPO").seed) == {1, 3}
+    runs = tasks[["env_id", "method", "seed"]].assign(seconds=7.0)
+    summary = summarize(tasks, runs, "PPO").set_index(["method", "measure"])
+    assert summary.value["L2", "last_return_difference"] == together.value
+    assert summary.value["L2", "better"] == 1 and ("PPO", "better") not in summary.index
+
+
+def test_probability_of_improvement_is_mann_whitneys():
+    own, baseline = np.array([3.0, 5, 5, math.nan]), np.array([1.0, 5, 4])
+    # of nine pairs 3 beats 1; both 5 beat 1 and 4 and tie with 5
+    assert improvement(own, baseline).value == pytest.approx((1 + 2 * (2 + 0.5)) / 9)
+    u = stats.mannwhitneyu(own[:3], baseline).statistic
+    assert improvement(own, baseline).value == pytest.approx(u / 9)
+    assert improvement(own + 10, baseline) == improvement(own + 20, baseline)
+    sure = improvement(own + 10, baseline)
+    assert (sure.value, sure.low, sure.high, sure.n) == (1, 1, 1, 3)
+    assert not improvement(own[:1], baseline).has_interval and math.isnan(improvement(own[3:], baseline).value)
+
+
+def test_holm_by_hand():
+    """.01 of four, then .02 of three, .04 of two, .03 cannot be below the one before; NaN does not count."""
+    np.testing.assert_allclose(
+        holm(np.array([0.01, 0.9, math.nan, 0.02, 0.04])), [0.04, 0.9, math.nan, 0.06, 0.08], rtol=1e-12
+    )
+    np.testing.assert_allclose(holm(np.array([0.03, 0.01, 0.02])), [0.04, 0.03, 0.04])
+    assert holm(np.array([0.7, 0.8])).max() == 1
+
+
+def test_the_test_over_seeds_holds_its_level():
+    """Tasks of a seed share an offset, so that pooled tasks would be far from independent."""
+    rng = np.random.default_rng(2)
+    p = []
+    for _ in range(400):
+        seeds = [rng.normal(size=(6, 2)) + 5 * rng.normal(size=(1, 2)) for _ in range(5)]
+        p.append(over_clusters(seeds, spearman))
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)
+    assert over_clusters([np.stack([np.arange(6.0)] * 2, axis=1)] * 4, spearman) < 1e-6
+    assert math.isnan(over_clusters(seeds[:2], spearman))
 
 
 def test_fit_agrees_with_scipy():
     rng = np.random.default_rng(1)
     x = rng.uniform(size=40)
     y = 3 * x + rng.normal(size=40)
-    line = fit(np.append(x, math.nan), np.append(y, 1.0), np.append(np.repeat(np.arange(8), 5), 0))
+    tasks = pd.DataFrame({"method": "PPO", "seed": np.repeat(np.arange(8), 5), "task_index": np.tile(np.arange(5), 8)})
+    tasks = tasks.assign(epsilon_rank=x, final_return=y)
+    line = fit_ranks(pd.concat([tasks, tasks.head(1).assign(epsilon_rank=math.nan)])).iloc[0]
     oracle = stats.linregress(x, y)
-    assert line is not None and line.n == 40
+    assert line.starts == "all task starts" and line.n == 40
     assert (line.slope, line.intercept) == pytest.approx((oracle.slope, oracle.intercept))
     assert line.r_squared.value == pytest.approx(oracle.rvalue**2)
     assert line.spearman.value == pytest.approx(stats.spearmanr(x, y).statistic)
     assert line.r_squared.n == 8 and line.r_squared.low < line.r_squared.value < line.r_squared.high
+    flat = spread(fit_ranks(tasks))
+    assert flat.r_squared_low[0] == line.r_squared.low and flat.spearman[0] == line.spearman.value
 
 
 def test_correlations_of_constants_and_ties():
     assert math.isnan(r_squared(np.array([[1.0, 2], [1, 3], [1, 4]])))
     ties = np.array([[1.0, 1], [2, 2], [2, 5], [3, 4]])
     assert spearman(ties) == pytest.approx(stats.spearmanr(*ties.T).statistic)
-    assert fit(np.ones(5), np.arange(5.0), np.arange(5)) is None
-    assert fit(np.arange(2.0), np.arange(2.0), np.arange(2)) is None
-    single = fit(np.arange(4.0), np.array([0.0, 1, 3, 2]), np.zeros(4))
-    assert single is not None and not single.r_squared.has_interval
+    assert math.isnan(spearman(ties[:2]))
+    alike = pd.DataFrame({"method": "PPO", "seed": range(5), "task_index": 0, "epsilon_rank": 1.0, "final_return": 2.0})
+    assert fit_ranks(alike).empty
 
 
 def test_clusters_are_resampled_whole():
@@ -171,14 +220,22 @@ def test_centring_leaves_differences_within_groups():
 
 
 def test_trainability_by_hand():
-    rank = np.array([0.01, 0.02, 0.02, 0.05, math.nan, 0.05])
-    success = np.array([0.0, 0, 1, 1, 1, 1])
-    low, middle, high = trainability(rank, success, np.array([0, 0, 0, 1, 1, 1]), [0.0, 0.02, 0.9])
-    assert (low["n"], low["n_reached"], low["share_reached"], low["success_reached"].value) == (5, 5, 1.0, 0.6)
-    assert math.isnan(low["success_below"].value)
-    assert (middle["n_reached"], middle["share_reached"]) == (4, 0.8)
-    assert (middle["success_reached"].value, middle["success_below"].value) == (0.75, 0.0)
+    tasks = pd.DataFrame(
+        {
+            "method": "PPO",
+            "seed": [0, 0, 0, 1, 1, 1],
+            "epsilon_rank": [0.01, 0.02, 0.02, 0.05, math.nan, 0.05],
+            "success": [0.0, 0, 1, 1, 1, 1],
+        }
+    )
+    table = trainability(tasks, [0.0, 0.02, 0.9])
+    assert list(table.method) == ["all"] * 3 + ["PPO"] * 3
+    low, middle, high = (row for _, row in table.head(3).iterrows())
+    assert (low["n"], low.n_reached, low.share_reached, low.success_reached.value) == (5, 5, 1.0, 0.6)
+    assert math.isnan(low.success_below.value)
+    assert (middle.n_reached, middle.share_reached) == (4, 0.8)
+    assert (middle.success_reached.value, middle.success_below.value) == (0.75, 0.0)
     # Seeds resampled: 0 twice is 1 of 2, 1 twice all of them.
-    assert (middle["success_reached"].low, middle["success_reached"].high) == (0.5, 1.0)
-    assert high["n_reached"] == 0 and math.isnan(high["success_reached"].value)
-    assert high["success_below"].value == 0.6
+    assert (middle.success_reached.low, middle.success_reached.high) == (0.5, 1.0)
+    assert high.n_reached == 0 and math.isnan(high.success_reached.value)
+    assert high.success_below.value == 0.6

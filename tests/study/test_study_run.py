@@ -1,24 +1,28 @@
-"""Studies as a user runs them: a matrix of real, tiny runs; skipped, resumed, crashed, on a cluster."""
+"""Studies as a user runs them: a matrix of real, tiny runs; skipped, resumed, crashed."""
 
-import fcntl
-import json
+import errno
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from stable_baselines3 import PPO
 
 from sb3_plasticity import PPO_L2ER, load_spectra
+from sb3_plasticity.cli import main as sb3_plasticity
 from sb3_plasticity.envs.schedules import make_schedule
-from sb3_plasticity.study.__main__ import main
-from sb3_plasticity.study.folder import RunFolder, State
+from sb3_plasticity.study.results import read_results
+from sb3_plasticity.zoo.folder import RunFolder
+from sb3_plasticity.zoo.spec import RunSpec
+
+
+def main(arguments):
+    return sb3_plasticity(["study", *arguments])
+
 
 TINY = {
     "name": "tiny",
@@ -73,9 +77,12 @@ def test_a_run_leaves_everything_needed_to_judge_it(tiny):
         assert run.state().state == "finished" and run.state().step == 512
         description = run.description()
         assert description["seed"] == 3 and description["hyperparams"]["n_steps"] == 32
-        assert description["versions"]["stable-baselines3"] and description["env_kwargs"]["schedule"]["seed"] == 3
+        assert description["versions"]["stable-baselines3"]
+        assert description["hyperparams"]["env_kwargs"]["schedule"]["seed"] == 3
+        assert description["tags"] == {"study": "tiny", "method": method.replace("_L2", " + L2"), "control": False,
+                                       "period": 256}  # fmt: skip
         assert algorithm.load(run.model).num_timesteps == 512
-        assert (run.path / "model" / "vecnormalize.pkl").is_file()
+        assert (run.files / "vecnormalize.pkl").is_file()
         (attempt,) = run.attempts()
         assert {"time/total_timesteps", "train/loss"} <= set(pd.read_csv(attempt.path / "progress.csv"))
         spectra = load_spectra(attempt.path)
@@ -86,13 +93,12 @@ def test_a_run_leaves_everything_needed_to_judge_it(tiny):
 def test_the_episodes_know_their_task_and_every_method_sees_the_same_frictions(tiny):
     schedule = make_schedule({**TINY["env_kwargs"]["schedule"], "seed": 3})
     for method in ("PPO", "PPO_L2"):
-        episodes = pd.read_csv(run_of(tiny, method).attempts()[0].path / "monitor.csv", comment="#")
-        assert list(episodes.columns) == ["r", "l", "t", "step", "task_index", "task_value"]
+        episodes = run_of(tiny, method).episodes()
         assert set(episodes.task_index) <= {0, 1} and episodes.step.is_monotonic_increasing
         for index, value in set(zip(episodes.task_index, episodes.task_value, strict=True)):
             assert value == schedule(256 * index).value
         # every step of an episode that has ended was one of the four environments'
-        assert episodes.l.sum() <= 512 and (episodes.step % 4 == 0).all()
+        assert episodes.length.sum() <= 512 and (episodes.step % 4 == 0).all()
 
 
 def test_a_method_equals_the_algorithm_by_itself(tiny):
@@ -123,7 +129,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(write, tmp_path, capsys):
     command = [sys.executable, "-m", "sb3_plasticity.study", "run", str(study), "-f", str(tmp_path / "runs")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
-    while len(list(folder.checkpoints.glob("*.zip"))) < 3:
+    while len(folder.checkpoints()) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     # the run's process is in a session of its own, and the study's must not get to end it gently
@@ -137,7 +143,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(write, tmp_path, capsys):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert folder.state().state == "pending"
-    first = pd.read_csv(folder.attempts()[0].path / "monitor.csv", comment="#")
+    first = (folder.path / "0.monitor.csv").read_bytes()
     checkpoint = folder.last_checkpoint()
 
     study = write(n_timesteps=4_096, methods={"PPO": {"algo": "ppo"}}, curvature=None, plasticity=None)
@@ -145,8 +151,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(write, tmp_path, capsys):
     assert folder.state().state == "finished" and folder.state().step == 4_096
     before, after = folder.attempts()
     assert checkpoint.stem == f"rl_model_{after.start}_steps" and before.stop == after.start
-    assert pd.read_csv(before.path / "monitor.csv", comment="#").equals(first), "an old record was touched"
-    rest = pd.read_csv(after.path / "monitor.csv", comment="#")
+    assert (before.path / "0.monitor.csv").read_bytes() == first, "an old record was touched"
+    rest = pd.read_csv(after.path / "0.monitor.csv", comment="#")
     assert rest.step.min() > after.start and rest.task_index.min() >= after.start // 256 - 1
     assert PPO.load(folder.model).num_timesteps == 4_096
     (resumed,) = folder.description()["resumed"]
@@ -171,12 +177,26 @@ def test_an_interrupt_ends_what_was_started(write, tmp_path, kind):
     assert folder.state().state == "pending" and not folder.is_locked() and folder.last_checkpoint() is not None
 
 
-def test_a_crashed_run_is_reported_and_the_others_go_on(write, tmp_path, capsys):
-    methods = {"broken": {"algo": "ppo", "callback": "no_such_module.Callback"}, "PPO": {"algo": "ppo"}}
+CALLBACKS = """
+from stable_baselines3.common.callbacks import BaseCallback
+
+class Breaks(BaseCallback):
+    def _on_step(self):
+        raise RuntimeError("it broke")
+"""
+
+
+def test_a_crashed_run_is_reported_and_the_others_go_on(write, tmp_path, capsys, monkeypatch):
+    """The callback's module lies in the working directory, where `python -m` finds it and a console script does not."""
+    (tmp_path / "my_callbacks.py").write_text(CALLBACKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    methods = {"broken": {"algo": "ppo", "callback": "my_callbacks.Breaks"}, "PPO": {"algo": "ppo"}}
     study = write(methods=methods, curvature=None, plasticity=None)
     assert main(["run", str(study), "-f", str(tmp_path / "runs"), "--jobs", "1"]) == 1
     out = capsys.readouterr().out
-    assert "1 finished" in out and "1 crashed" in out and "No module named 'no_such_module'" in out
+    assert "1 finished" in out and "1 crashed" in out and "it broke" in out
+    assert out.splitlines()[-1] == f"Its report: sb3-plasticity study report {tmp_path / 'runs'}"
     runs = tmp_path / "runs" / "SlipperyAnt-v0"
     assert RunFolder(runs / "PPO" / "seed_3").state().state == "finished"
     assert "Traceback" in RunFolder(runs / "broken" / "seed_3").log.read_text()
@@ -185,114 +205,104 @@ def test_a_crashed_run_is_reported_and_the_others_go_on(write, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": [1, 1]}, "a seed is given twice"),
-        ({"seeds": 3}, "seeds: accepted is a list of whole numbers"),
+        ({"seeds": [1, 1]}, "`seeds` must be different from each other, got [1, 1]"),
+        ({"seeds": 3}, "`seeds` must be a tuple, got 3"),
+        ({"seeds": []}, "`seeds` must not be empty"),
+        ({"seed": 3}, "got 'seed' (did you mean 'seeds'?)"),
         ({"env_ids": ["SlipperyAnt"]}, "did you mean 'SlipperyAnt-v0'"),
-        ({"n_timesteps": 100}, "n_timesteps=100: accepted are at least a period, 256"),
-        ({"methods": {"PPO": {"algo": "ppo", "gama": 0.9}}}, "unknown key 'gama' (did you mean 'gamma'?)"),
-        ({"methods": {"PPO": {"algo": "sac"}}}, "algo: 'sac'"),
-        ({"methods": {"PPO": {"env_kwargs": {}}}}, "env_kwargs: the study sets it for all methods"),
-        ({"methods": {"PPO": {}, "P PO": {}, "P-PO": {}, "P+PO": {}}}, "names must differ"),
-        ({"report": {"baseline": "SAC"}}, "baseline: 'SAC': accepted are PPO, PPO + L2"),
-        ({"report": {"baseline": "PPO", "epsilon": -1}}, "epsilon: -1: accepted are numbers > 0"),
-        ({"report": {"baseline": "PPO", "rho": [0.1, "a"]}}, "rho: 'a': accepted are numbers > 0 and <= 1"),
-        ({"report": {"baseline": "PPO", "rho": []}}, "rho: accepted is a list of numbers, this is []"),
-        ({"report": {"baseline": "PPO", "tasks": [0, 2]}}, "tasks: 2: accepted are 0 to 1"),
-        ({"name": "../elsewhere"}, "name: '../elsewhere': accepted is the name of a folder"),
-        ({"n_timesteps": 0}, "n_timesteps: 0: accepted are whole numbers >= 1"),
-        ({"seeds": []}, "seeds is missing"),
-        ({"env_kwargs": {"schedule": "log_uniform"}}, "accepted is a mapping with a period and no seed"),
-        ({"seed": 3}, "unknown key 'seed' (did you mean 'seeds'?)"),
-        ({"curvature": {"n_sample": 8}}, "n_sample"),
+        ({"n_timesteps": 100}, "`n_timesteps` must be at least a period of the tasks, 256, got 100"),
+        ({"n_timesteps": 0}, "`n_timesteps` must be greater than or equal to 1, got 0"),
+        ({"n_timesteps": float("nan")}, "`n_timesteps` must be a finite number, got nan"),
+        ({"save_freq": float("nan")}, "`save_freq` must be a finite number, got nan"),
+        ({"methods": {"PPO": {"algo": "ppo", "gama": 0.9}}}, "'gama' (did you mean 'gamma'?)"),
+        ({"methods": {"PPO": {"algo": "pppo"}}}, "'pppo' (did you mean 'ppo'?)"),
+        ({"methods": {"PPO": {"env_kwargs": {}}}}, "`methods.PPO` must not have 'env_kwargs': the study sets it"),
+        ({"methods": {"PPO": {}, "P PO": {}, "P-PO": {}, "P+PO": {}}}, "names that differ in more than blanks"),
+        ({"methods": {"PPO": {}, "ppo": {}}}, "names that differ in more than blanks, signs and case"),
+        ({"methods": {"PPO": {}, "..": {}}}, "`methods` must be names with a letter or a digit"),
+        ({"methods": {"PPO": {}, "++": {}}}, "`methods` must be names with a letter or a digit"),
+        ({"methods": {"PPO": {"algo": "ppo", "callback": "no_such_module.Callback"}}}, "No module named 'no_such_mod"),
+        ({"methods": {"PPO": {"algo": "ppo", "policy": "no_such_module.Policy"}}}, "No module named 'no_such_module'"),
+        ({"gym_packages": ["no_such_module"]}, "No module named 'no_such_module'"),
+        ({"report": {"baseline": "SAC"}}, "`report.baseline` must be one of 'PPO', 'PPO + L2', got 'SAC'"),
+        ({"report": {"baseline": "PPO", "epsilon": -1}}, "`report.epsilon` must be greater than 0, got -1"),
+        ({"report": {"baseline": "PPO", "rho": [0.1, "a"]}}, "`report.rho.1` must be a number, got 'a'"),
+        ({"report": {"baseline": "PPO", "rho": []}}, "`report.rho` must not be empty"),
+        ({"report": {"baseline": "PPO", "tasks": [0, 2]}}, "`report.tasks` must be between 0 and 1, got 2"),
+        ({"name": "../elsewhere"}, "`name` must be the name of a folder"),
+        ({"name": ".."}, "`name` must be the name of a folder"),
+        ({"env_kwargs": {"schedule": {"kind": "log_uniform", "perod": 3}}}, "perod"),
+        ({"curvature": {"n_sample": 8}}, "'n_sample' (did you mean 'n_samples'?)"),
     ],
 )
 def test_mistakes_in_the_file_are_named(write, tmp_path, capsys, changes, message):
     assert main(["run", str(write(**changes)), "-f", str(tmp_path / "runs")]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_method_may_have_any_name_and_an_environment_any_tasks(write, tmp_path):
+    """A name without ASCII letters; an algorithm that is off-policy; an environment of Gymnasium without tasks."""
+    methods = {"метод": {"algo": "dqn", "policy": "MlpPolicy", "learning_starts": 16, "buffer_size": 100}}
+    changes = {"env_ids": ["CartPole-v1"], "env_kwargs": {}, "n_timesteps": 128, "hyperparams": {}, "save_freq": 64}
+    study = write(methods=methods, report={"baseline": "метод"}, curvature=None, plasticity=None, **changes)
+    assert main(["run", str(study), "-f", str(tmp_path / "runs")]) == 0
+    run = RunFolder(tmp_path / "runs" / "CartPole-v1" / "метод" / "seed_3")
+    assert run.state().state == "finished" and RunSpec.of(run).algo == "dqn"
+    results = read_results(tmp_path / "runs")
+    assert len(results.tasks) == 1 and results.timelines["CartPole-v1"].n_tasks == 1
+
+
+def test_the_control_is_the_same_world_standing_still(write, tmp_path):
+    schedule = {"kind": "cyclic", "values": [0.5], "period": 256}
+    study = write(methods={"PPO": {"algo": "ppo"}}, control={"schedule": schedule}, curvature=None, plasticity=None)
+    assert main(["run", str(study), "-f", str(tmp_path / "runs")]) == 0
+    control = RunFolder(tmp_path / "runs" / "SlipperyAnt-v0_control" / "PPO" / "seed_3")
+    assert set(control.episodes().task_value) == {0.5} and set(control.episodes().task_index) == {0, 1}
+    assert read_results(tmp_path / "runs").controls == {"SlipperyAnt-v0 (control)"}
+
+
+def test_a_full_disk_is_one_line(write, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run.json")
+
+    monkeypatch.setattr(RunFolder, "write_description", full)
+    assert main(["run", str(write()), "-f", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err == "error: run.json: No space left on device\n"
+
+
+def test_any_zoo_run_can_be_made_of_a_studys_and_back(tiny):
+    """A study's run is a run: `train -i` finds nothing left to do, and the report reads the runs without the study."""
+    run = run_of(tiny)
+    before = run.model.stat().st_mtime_ns
+    assert sb3_plasticity(["train", "-i", str(run.path)]) == 0 and run.model.stat().st_mtime_ns == before
+    alone = read_results(tiny / "runs" / "SlipperyAnt-v0")
+    together = read_results(tiny / "runs")
+    assert list(alone.methods) == list(together.methods) == ["PPO", "PPO + L2"]
+    assert alone.tasks.final_return.equals(together.tasks.final_return)
 
 
 def test_runs_are_not_mixed_with_those_of_another_study(tiny, write, tmp_path, capsys):
     arguments = ["-f", str(tiny / "runs")]
-    assert main(["run", str(write(name="other")), *arguments]) == 2
-    assert "name is 'other', but the runs" in capsys.readouterr().err
+    assert main(["run", str(write(n_timesteps=1024)), *arguments]) == 2
+    assert "was begun with n_timesteps 512, not 1024" in capsys.readouterr().err
     methods = {**TINY["methods"], "PPO": {"algo": "ppo", "gamma": 0.9}}
     assert main(["run", str(write(methods=methods)), *arguments]) == 2
-    assert "SlipperyAnt-v0/PPO/seed_3 was begun with" in capsys.readouterr().err
+    assert "SlipperyAnt-v0/PPO/seed_3 was begun with hyperparams" in capsys.readouterr().err
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")
     assert main(["run", str(write()), "-f", str(tmp_path / "thesis")]) == 2
     assert "is not empty and not a study's folder" in capsys.readouterr().err
 
 
-def test_two_processes_do_not_train_one_run(tiny, capsys):
-    run = run_of(tiny)
+def test_two_processes_do_not_train_one_run(write, tmp_path, capsys):
+    """The second leaves the run alone, and does not take it for crashed."""
+    study = write(methods={"PPO": {"algo": "ppo"}}, curvature=None, plasticity=None)
+    run = run_of(tmp_path)
+    run.path.mkdir(parents=True)
+    (tmp_path / "runs" / "study.yml").write_text(study.read_text())
     with run.lock():
-        assert main(["train", str(tiny / "runs"), "SlipperyAnt-v0/PPO/seed_3"]) == 2
-    assert "another process is training it" in capsys.readouterr().err
-    assert main(["train", str(tiny / "runs"), "SlipperyAnt-v0/PPO/seed_4"]) == 2
-    assert "accepted are the runs of" in capsys.readouterr().err
-
-
-def test_the_timeline_of_several_attempts(tmp_path):
-    run = RunFolder(tmp_path)
-    paths = [run.new_attempt(step) for step in (0, 0, 300, 1000)]
-    assert [path.name for path in paths] == ["from_0", "from_0_2", "from_300", "from_1000"]
-    assert [(a.path, a.start, a.stop) for a in run.attempts()] == [
-        (paths[0], 0, 0),
-        (paths[1], 0, 300),
-        (paths[2], 300, 1000),
-        (paths[3], 1000, None),
-    ]
-
-
-def test_whoever_only_looks_at_a_run_does_not_keep_it_from_being_trained(tmp_path):
-    run = RunFolder(tmp_path)
-    with run.lock():
-        pass
-    with open(tmp_path / ".lock") as looker:
-        fcntl.flock(looker, fcntl.LOCK_SH)
-        assert not run.is_locked()
-        letting_go = threading.Timer(0.1, fcntl.flock, (looker, fcntl.LOCK_UN))
-        letting_go.start()
-        with run.lock():
-            assert run.is_locked()
-        letting_go.join()
-
-
-def test_a_running_state_without_a_process_is_pending(tmp_path):
-    run = RunFolder(tmp_path)
-    run.write_state(State("running", 128, 2.0))
-    assert run.state() == State("pending", 128, 2.0)
-    with run.lock():
-        assert run.state() == State("running", 128, 2.0)
-    assert json.loads((tmp_path / "state.json").read_text())["state"] == "running"
-
-
-def test_a_cluster_of_two_nodes_trains_the_same(tiny, write, tmp_path, capsys):
-    ray = pytest.importorskip("ray")
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
-    methods = {**TINY["methods"], "broken": {"algo": "ppo", "callback": "no_such_module.Callback"}}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        study = write(methods=methods)
-        assert main(["run", str(study), "-f", str(tmp_path / "runs"), "--ray", cluster.address]) == 1
-        assert len({node["NodeID"] for node in ray.nodes()}) == 2
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert "No module named 'no_such_module'" in capsys.readouterr().out
-    for method in ("PPO", "PPO_L2"):
-        here, there = (
-            PPO.load(RunFolder(runs / "SlipperyAnt-v0" / method / "seed_3").model).policy.state_dict()
-            for runs in (tiny / "runs", tmp_path / "runs")
-        )
-        assert all(np.array_equal(here[name], there[name]) for name in here), method
-
-
-def test_no_such_cluster_is_one_line(write, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("ray")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert main(["run", str(write()), "-f", str(tmp_path / "runs"), "--ray", "auto"]) == 2
-    assert "--ray auto:" in capsys.readouterr().err
+        assert main(["run", str(study), "-f", str(tmp_path / "runs")]) == 1
+    assert "another process is training it" in run.log.read_text()
+    assert main(["run", str(study), "-f", str(tmp_path / "runs")]) == 0
