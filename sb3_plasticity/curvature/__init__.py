@@ -41,7 +41,7 @@ from sb3_plasticity.curvature.hessian import hessian_spectrum, hessian_vector_pr
 from sb3_plasticity.curvature.jacobian import ProblemTooLargeError
 from sb3_plasticity.curvature.kfac import kfac_spectrum
 from sb3_plasticity.curvature.records import load_spectra
-from sb3_plasticity.curvature.spectrum import Measure, Spectrum
+from sb3_plasticity.curvature.spectrum import Measure, Spectrum, loggable
 
 __all__ = [
     "Measure",
@@ -52,4 +52,5 @@ __all__ = [
     "hessian_vector_product",
     "kfac_spectrum",
     "load_spectra",
+    "loggable",
 ]

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_plasticity.curvature.jacobian import Jacobian, Layer, OutputFn, weighted_jacobian
+from sb3_plasticity.curvature.jacobian import Jacobian, Layer, weighted_jacobian
 from sb3_plasticity.curvature.spectrum import Spectrum
+from sb3_plasticity.curvature.watch import OutputFn
 
 
 def ggn_spectrum(

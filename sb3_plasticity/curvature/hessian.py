@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_plasticity.curvature.lanczos import MatVec, quadrature
+from sb3_plasticity.common.checks import check_count
+from sb3_plasticity.curvature.lanczos import MatVec, Quadrature, quadrature
 from sb3_plasticity.curvature.linear_map import LinearFn, record
 from sb3_plasticity.curvature.parameters import FlatView, cast_floating, check_params
 from sb3_plasticity.curvature.spectrum import Spectrum
@@ -34,8 +35,9 @@ def hessian_spectrum(
     Xiao 2019. One draw costs ``steps`` Hessian-vector products, about a gradient each, and keeps ``steps`` vectors of
     the size of the parameters. The global random generators are not touched, nor are ``params`` and their ``.grad``.
 
-    Like any quadrature it stands for a bulk of eigenvalues by a few nodes. The outer eigenvalues converge first; an
-    epsilon-rank means something where nodes lie on both sides of epsilon, so for small ones take more steps.
+    Like any quadrature it stands for a bulk of eigenvalues by a few nodes. The outer eigenvalues converge first, and
+    are then counted one by one; what the others leave open is in the measures' intervals. Rows of zeros, such as those
+    of dead units, cost no steps.
 
     The Hessian of one layer: pass that layer's parameters only and let ``loss_fn`` take the others from elsewhere
     (``torch.func.functional_call`` takes what is missing from the module).
@@ -45,7 +47,7 @@ def hessian_spectrum(
     :param batch: passed to ``loss_fn``
     :param steps: Lanczos steps, >= 1, that is nodes per draw. More than there are parameters are as many as there are
         parameters, and the spectrum is exact
-    :param draws: independent Gaussian start vectors, >= 1; two or more give every measure a standard error
+    :param draws: independent Gaussian start vectors, >= 1; more of them make the intervals narrower
     :param seed: of the start vectors, draw by draw
     :param dtype: compute in this dtype: parameters and every floating tensor in ``batch`` (a nest of tuples, lists and
         dicts) are cast. By default in that of the parameters
@@ -53,21 +55,24 @@ def hessian_spectrum(
     :raises ValueError: for no parameters, ``steps`` or ``draws`` < 1, a loss that is not a scalar
     :raises FloatingPointError: for a NaN or infinity in the loss, its gradient or a Hessian-vector product
     """
-    for name, value in (("steps", steps), ("draws", draws)):
-        if value < 1:
-            raise ValueError(f"{name}={value!r}: accepted are whole numbers >= 1")
+    check_count("steps", steps, 1)
+    check_count("draws", draws, 1)
     matvec, dim, reference = _hessian_operator(loss_fn, params, batch, dtype, n_products=steps * draws)
     generator = th.Generator().manual_seed(seed)
-    results = [quadrature(matvec, dim, min(steps, dim), generator, reference) for _ in range(draws)]
-    length = max(len(nodes) for nodes, _ in results)
+    results: list[Quadrature] = []
+    while len(results) < draws and not (results and results[-1].exact):
+        results.append(quadrature(matvec, dim, min(steps, dim), generator, reference))
+    if results[-1].exact:
+        # It holds all eigenvalues; so would every draw.
+        results = results[-1:]
     # Draws that ended early, in an invariant subspace, are padded with nodes of weight 0.
-    nodes = np.stack([np.pad(nodes, (0, length - len(nodes)), mode="edge") for nodes, _ in results])
-    weights = np.stack([np.pad(weights, (0, length - len(weights))) for _, weights in results])
+    length = max(len(result.nodes) for result in results)
+    missing = [length - len(result.nodes) for result in results]
+    nodes = np.stack([np.pad(result.nodes, (0, n), "edge") for result, n in zip(results, missing, strict=True)])
+    weights = np.stack([np.pad(result.weights, (0, n)) for result, n in zip(results, missing, strict=True)])
+    residuals = np.stack([np.pad(result.residuals, (0, n)) for result, n in zip(results, missing, strict=True)])
     rounding = 10 * th.finfo(reference.dtype).eps * float(np.abs(nodes).max())
-    if steps >= dim:
-        # Every draw holds the same dim eigenvalues.
-        nodes, weights = nodes[:1], weights[:1]
-    return Spectrum(nodes, weights, dim, exact=steps >= dim, rounding=rounding)
+    return Spectrum(nodes, weights, dim, exact=results[-1].exact, rounding=rounding, residuals=residuals)
 
 
 def hessian_vector_product(

@@ -63,7 +63,7 @@ class Layer:
         grads = self.grads[:, columns]
         rows = grads.shape[0] * grads.shape[1]
         step = max(1, _CHUNK_NUMBERS // (rows * self.inputs.shape[-1]))
-        for piece in grads.split(step, dim=-1):
+        for piece in th.split(grads, step, dim=-1):
             yield th.einsum("nkto,nti->nkoi", piece, self.inputs).reshape(rows, -1)
 
 

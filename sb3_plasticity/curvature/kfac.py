@@ -6,8 +6,9 @@ import numpy as np
 import torch as th
 
 from sb3_plasticity.curvature.ggn import eigenvalues, exact_spectrum, nonnegative_eigenvalues, working_dtype
-from sb3_plasticity.curvature.jacobian import Layer, OutputFn, weighted_jacobian
+from sb3_plasticity.curvature.jacobian import Layer, weighted_jacobian
 from sb3_plasticity.curvature.spectrum import Spectrum
+from sb3_plasticity.curvature.watch import OutputFn
 
 
 def kfac_spectrum(

@@ -1,6 +1,7 @@
 """Stochastic Lanczos quadrature of a symmetric matrix that is known by its products with vectors."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch as th
@@ -8,37 +9,64 @@ import torch as th
 MatVec = Callable[[th.Tensor], th.Tensor]
 
 
-def quadrature(
-    matvec: MatVec, dim: int, steps: int, generator: th.Generator, reference: th.Tensor
-) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Quadrature:
     """
-    Nodes and weights of a symmetric matrix's spectral density, from one random start vector.
+    What one random start vector says of a symmetric matrix.
+
+    :param nodes: (k,) Ritz values, and 0 for the matrix's zero rows
+    :param weights: (k,) share of the eigenvalues at each node; they sum to 1
+    :param residuals: (k,) norm of A y - theta y for a node's Ritz vector y. It is 0 for a node that is known to be
+        weight * dim eigenvalues, and else positive
+    :param exact: the nodes are all eigenvalues
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    residuals: np.ndarray
+    exact: bool
+
+
+def quadrature(matvec: MatVec, dim: int, steps: int, generator: th.Generator, reference: th.Tensor) -> Quadrature:
+    """
+    Stochastic Lanczos quadrature from one random start vector.
 
     A start vector's Krylov space may close early (repeated or few eigenvalues). Its Ritz values are eigenvalues then,
     and a new start vector orthogonal to all before goes on in the complement, for which it is a draw of its own. So
     each closed block but the last counts once, 1 / dim an eigenvalue, and the last stands for all that remains.
+
+    Rows of zeros (of a dead unit's weights) are seen in the first product, whose entries there are zero whatever the
+    vector. They are as many eigenvalues 0, and the quadrature is that of the other rows.
 
     :param matvec: product of the matrix with a (dim,) vector
     :param dim: size of the matrix
     :param steps: products to compute, at most ``dim``
     :param generator: of the start vectors, on the CPU
     :param reference: a tensor of the wanted dtype and device
-    :return: nodes (k,) and weights (k,), which sum to 1; k <= ``steps``
+    :return: at most ``steps`` nodes, and one for the zero rows
     :raises FloatingPointError: for a NaN or infinity in a product
     """
-    blocks = lanczos(matvec, dim, steps, generator, reference)
+    blocks, idle = lanczos(matvec, dim, steps, generator, reference)
     if len(blocks) > 1 and not blocks[-1].closed:
         # Cut short, it would stand for the complement with too few nodes; the closed block before has them all.
         blocks = blocks[:-1]
-    nodes, weights, seen = [], [], 0
+    nodes, weights, residuals = [], [], []
+    seen = idle
     for block in blocks:
         values, vectors = np.linalg.eigh(np.diag(block.diagonal) + np.diag(block.off, 1) + np.diag(block.off, -1))
-        whole = block is not blocks[-1] or seen + len(values) == dim
-        share = np.full(len(values), 1.0 / dim) if whole else vectors[0] ** 2 * (dim - seen) / dim
         nodes.append(values)
-        weights.append(share)
+        if block is not blocks[-1] or seen + len(values) == dim:
+            weights.append(np.full(len(values), 1.0 / dim))
+            residuals.append(np.zeros(len(values)))
+        else:
+            weights.append(vectors[0] ** 2 * (dim - seen) / dim)
+            residuals.append(np.maximum(block.residual * np.abs(vectors[-1]), np.finfo(np.float64).tiny))
         seen += len(values)
-    return np.concatenate(nodes), np.concatenate(weights)
+    if idle:
+        nodes.append(np.zeros(1))
+        weights.append(np.full(1, idle / dim))
+        residuals.append(np.zeros(1))
+    return Quadrature(np.concatenate(nodes), np.concatenate(weights), np.concatenate(residuals), exact=seen == dim)
 
 
 class Block:
@@ -47,16 +75,20 @@ class Block:
 
     :param diagonal: (k,)
     :param off: (k - 1,)
+    :param residual: norm of what the last product left outside of the space
     :param closed: the space is invariant
     """
 
     def __init__(self) -> None:
         self.diagonal: list[float] = []
         self.off: list[float] = []
+        self.residual = 0.0
         self.closed = False
 
 
-def lanczos(matvec: MatVec, dim: int, steps: int, generator: th.Generator, reference: th.Tensor) -> list[Block]:
+def lanczos(
+    matvec: MatVec, dim: int, steps: int, generator: th.Generator, reference: th.Tensor
+) -> tuple[list[Block], int]:
     """
     Lanczos with full reorthogonalisation from a Gaussian vector, started anew whenever a Krylov space closes.
 
@@ -65,21 +97,35 @@ def lanczos(matvec: MatVec, dim: int, steps: int, generator: th.Generator, refer
     :param steps: products to compute, at most ``dim``
     :param generator: of the start vectors, on the CPU
     :param reference: a tensor of the wanted dtype and device
-    :return: the blocks, in order; their lengths sum to ``steps``
+    :return: the blocks, in order; and the number of zero rows, which no vector of theirs touches
     :raises FloatingPointError: for a NaN or infinity in a product
     """
-    basis = reference.new_empty((steps, dim))
+    basis = reference.new_empty((min(steps, dim), dim))
     # A residual this small against the matrix is rounding: the space has closed.
     tolerance = 20 * th.finfo(reference.dtype).eps
     norm = 0.0
     blocks: list[Block] = []
     block: Block | None = None
-    for step in range(steps):
+    active: th.Tensor | None = None
+    rank = dim
+    for step in range(len(basis)):
+        if step == rank:
+            break
         if block is None:
             block = Block()
             blocks.append(block)
-            basis[step] = _start_vector(basis[:step], generator)
+            basis[step] = _start_vector(basis[:step], generator, active)
         product = matvec(basis[step])
+        if active is None:
+            active = product != 0
+            rank = int(active.count_nonzero())
+            if rank == 0:
+                return [], dim
+            # The entries at zero rows have no part in the product: it is that of the others alone.
+            basis[0] *= active
+            length = th.linalg.vector_norm(basis[0])
+            basis[0] /= length
+            product = product / length
         diagonal = float(th.dot(basis[step], product))
         if not np.isfinite(diagonal):
             raise FloatingPointError(f"NaN or infinity in Hessian-vector product {step + 1}")
@@ -87,18 +133,20 @@ def lanczos(matvec: MatVec, dim: int, steps: int, generator: th.Generator, refer
         product = product - diagonal * basis[step]
         if len(block.diagonal) > 1:
             product -= block.off[-1] * basis[step - 1]
-        residual = _orthogonalise(product, basis[: step + 1])
-        norm = max(norm, abs(diagonal) + residual + (block.off[-1] if block.off else 0.0))
-        if residual <= tolerance * norm or step + 1 == dim:
+        block.residual = _orthogonalise(product, basis[: step + 1])
+        norm = max(norm, abs(diagonal) + block.residual + (block.off[-1] if block.off else 0.0))
+        if block.residual <= tolerance * norm or step + 1 == rank:
             block.closed, block = True, None
-        elif step + 1 < steps:
-            block.off.append(residual)
-            basis[step + 1] = product / residual
-    return blocks
+        elif step + 1 < len(basis):
+            block.off.append(block.residual)
+            basis[step + 1] = product / block.residual
+    return blocks, dim - rank
 
 
-def _start_vector(basis: th.Tensor, generator: th.Generator) -> th.Tensor:
+def _start_vector(basis: th.Tensor, generator: th.Generator, active: th.Tensor | None) -> th.Tensor:
     vector = th.randn(basis.shape[1], generator=generator, dtype=th.float64).to(basis)
+    if active is not None:
+        vector *= active
     return vector / _orthogonalise(vector, basis)
 
 

@@ -25,7 +25,9 @@ class FlatView:
         :param vector: (size,)
         :return: a tensor of each parameter's shape
         """
-        return [piece.view(shape) for piece, shape in zip(vector.split(self.sizes), self.shapes.values(), strict=True)]
+        return [
+            piece.view(shape) for piece, shape in zip(th.split(vector, self.sizes), self.shapes.values(), strict=True)
+        ]
 
     def flatten(self, values: dict[str, th.Tensor]) -> th.Tensor:
         """

@@ -18,10 +18,9 @@ def load_spectra(directory: str | os.PathLike[str], epsilon: Iterable[float] = (
 
     Columns: ``run`` (the folder, relative to ``directory``, whose ``curvature`` folder holds the file), ``step``,
     ``task_index``, ``network``, ``kind`` and whatever else the files' ``info`` holds, ``dim``, the measures of
-    :meth:`Spectrum.measures` each followed by its standard error (``<measure>_se``), the bounds of
-    :meth:`Spectrum.epsilon_rank_bounds` (``<measure>_low``, ``<measure>_high``), then ``spectrum`` (the
-    :class:`Spectrum` itself) and ``path``. Other whole npz files are passed over, and so are damaged ones, with one
-    warning that names them all.
+    :meth:`Spectrum.measures` each followed by its standard error (``<measure>_se``) and the ends of its 98% interval
+    (``<measure>_low``, ``<measure>_high``), then ``spectrum`` (the :class:`Spectrum` itself) and ``path``. Other whole
+    npz files are passed over, and so are damaged ones, with one warning that names them all.
 
     :param directory: searched with its subfolders
     :param epsilon: thresholds of the ``epsilon_rank_<eps>`` columns: they need not be those of the run
@@ -61,7 +60,5 @@ def _row(spectrum: Spectrum, epsilon: tuple[float, ...]) -> dict[str, object]:
     row: dict[str, object] = {**spectrum.info, "dim": spectrum.dim}
     for name, value in spectrum.measures(epsilon).items():
         row |= {name: float(value), f"{name}_se": value.standard_error}
-    for eps in epsilon:
-        low, high = spectrum.epsilon_rank_bounds(eps)
-        row |= {f"epsilon_rank_{eps:g}_low": low, f"epsilon_rank_{eps:g}_high": high}
+        row |= {f"{name}_low": value.low, f"{name}_high": value.high}
     return row | {"spectrum": spectrum}

@@ -4,20 +4,26 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from scipy.special import ndtri, xlogy
 
+from sb3_plasticity.common.checks import check_number, must_be
 from sb3_plasticity.common.files import replacing
-from sb3_plasticity.common.rank import epsilon_rank
+from sb3_plasticity.common.rank import check_epsilon
+from sb3_plasticity.curvature.certificate import LEVEL, Draw, outside, total
 
 _FORMAT = "sb3_plasticity.Spectrum/1"
 
 
+# Half the width of the interval in standard errors.
+_NORMAL = float(ndtri((1 + LEVEL) / 2))
 # What NumPy and zipfile raise for a file that was cut short, altered, or is a plain array.
 _DAMAGED = (BadZipFile, EOFError, KeyError, NotImplementedError, TypeError, ValueError, zlib.error)
 
@@ -28,22 +34,52 @@ class ForeignFileError(ValueError):
 
 class Measure(float):
     """
-    A number with a standard error: a ``float`` in every respect, plus one attribute.
+    A number with its error: a ``float`` in every respect, plus three attributes.
 
-    :param value: the mean over draws
-    :param standard_error: of that mean: 0 for an exact spectrum, NaN for an estimate from a single draw
+    :param value: the estimate
+    :param standard_error: 0 for an exact spectrum, NaN where it is not known
+    :param low: lower end of the interval in which the true value lies with 98% confidence, by default the estimate less
+        2.33 standard errors
+    :param high: upper end
     """
 
     standard_error: float
+    low: float
+    high: float
 
-    def __new__(cls, value: float, standard_error: float = math.nan) -> "Measure":
-        """Make the float, then attach the standard error."""
+    def __new__(
+        cls, value: float, standard_error: float = math.nan, low: float | None = None, high: float | None = None
+    ) -> "Measure":
+        """Make the float, then attach its error."""
         measure = super().__new__(cls, value)
         measure.standard_error = float(standard_error)
+        measure.low = float(value - _NORMAL * standard_error if low is None else low)
+        measure.high = float(value + _NORMAL * standard_error if high is None else high)
         return measure
 
-    def __reduce__(self) -> tuple[type, tuple[float, float]]:
-        return Measure, (float(self), self.standard_error)
+    def __reduce__(self) -> tuple[type, tuple[float, float, float, float]]:
+        return Measure, (float(self), self.standard_error, self.low, self.high)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval is at most half as wide as its end furthest from 0 is from 0; true if none is known."""
+        return not self.high - self.low > max(abs(self.low), abs(self.high)) / 2
+
+
+def loggable(measures: Mapping[str, Measure]) -> dict[str, float]:
+    """
+    Choose what of some measures to log: the value where it is resolved, both ends of its interval where it is not.
+
+    :param measures: by name
+    :return: ``name``, or ``name_low`` and ``name_high``, for each
+    """
+    scalars: dict[str, float] = {}
+    for name, measure in measures.items():
+        if measure.resolved:
+            scalars[name] = float(measure)
+        else:
+            scalars |= {f"{name}_low": measure.low, f"{name}_high": measure.high}
+    return scalars
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +87,8 @@ class Spectrum:
     """
     The eigenvalues of a symmetric matrix, exact or as the quadrature that stochastic Lanczos yields.
 
-    Every measure is a :class:`Measure`: a float, the mean over the draws, with its ``.standard_error``.
+    Every measure is a :class:`Measure`: a float with a ``.standard_error`` and an interval from ``.low`` to ``.high``.
+    Numbers of eigenvalues have bounds that hold with 98% confidence: see :mod:`sb3_plasticity.curvature.certificate`.
 
     >>> spectrum = Spectrum.from_eigenvalues([4.0, 1.0, -1.0], dim=8)  # and five zeros
     >>> spectrum.epsilon_rank(0.5), spectrum.epsilon_rank(0.5, normalized=False), spectrum.trace
@@ -63,6 +100,8 @@ class Spectrum:
     :param exact: the nodes and weights are the whole spectrum, not an estimate of it
     :param rounding: absolute rounding error of the nodes: the sign of a node this close to 0 means nothing
     :param info: what the measurement was of (step, task_index, network, kind, ...): plain numbers, strings and lists
+    :param residuals: (draws, k), as in :class:`~sb3_plasticity.curvature.lanczos.Quadrature`, or None where they were
+        not kept: all weights are estimates then, and bounds are wider
     :raises ValueError: for shapes that differ, non-finite nodes, weights that do not sum to 1, or ``dim`` < 1
     """
 
@@ -72,6 +111,7 @@ class Spectrum:
     exact: bool = False
     rounding: float = 0.0
     info: Mapping[str, Any] = field(default_factory=dict)
+    residuals: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in ("nodes", "weights"):
@@ -84,10 +124,16 @@ class Spectrum:
             object.__setattr__(self, name, array)
         if self.nodes.shape != self.weights.shape:
             raise ValueError(f"nodes have shape {self.nodes.shape}, weights {self.weights.shape}: must be equal")
+        if self.residuals is not None:
+            residuals = np.array(self.residuals, dtype=np.float64)
+            if residuals.shape != self.nodes.shape or not (residuals >= 0).all():
+                raise ValueError(f"`residuals` must be >= 0 and have shape {self.nodes.shape}, got {residuals}")
+            residuals.flags.writeable = False
+            object.__setattr__(self, "residuals", residuals)
         if (self.weights < 0).any() or not np.allclose(self.weights.sum(1), 1.0, atol=1e-6):
             raise ValueError(f"weights must be >= 0 and sum to 1 in every draw, sums are {self.weights.sum(1)}")
         if int(self.dim) != self.dim or self.dim < 1:
-            raise ValueError(f"dim={self.dim!r}: accepted are whole numbers >= 1")
+            raise must_be("dim", "a whole number >= 1", self.dim)
 
     @classmethod
     def from_eigenvalues(
@@ -120,81 +166,76 @@ class Spectrum:
     @property
     def draws(self) -> int:
         """Number of independent random start vectors (1 for an exact spectrum)."""
-        return self.nodes.shape[0]
+        return len(self.nodes)
 
     def epsilon_rank(self, eps: float, normalized: bool = True, relative: bool = False) -> Measure:
         """
         Fraction, or number, of the ``dim`` eigenvalues with an absolute value above ``eps``.
 
-        It is the sum of the weights of the nodes above ``eps``: no density on a grid is involved.
+        No density on a grid is involved. Where no node is near ``eps``, a node stands for eigenvalues on both sides of
+        it, and the interval is wide: take more steps, or a larger ``eps``.
 
         :param eps: threshold, > 0
         :param normalized: the fraction (default) instead of the number
         :param relative: ``eps`` is a fraction of the largest absolute eigenvalue
-        :return: mean over draws with its standard error
+        :return: estimate and interval
         :raises ValueError: for ``eps`` <= 0
         """
-        ranks = epsilon_rank(
-            self.nodes.copy(), eps, self.weights.copy(), dim=self.dim, normalized=normalized, relative=relative
-        )
-        return self._measure(ranks.numpy())
+        check_epsilon(eps)
+        threshold = eps * float(np.abs(self.nodes).max()) if relative else eps
+        return self._outside(-threshold, threshold, normalized)
 
     def epsilon_rank_bounds(self, eps: float, normalized: bool = True) -> tuple[float, float]:
         """
-        Between which numbers the epsilon-rank lies that the quadrature's nodes can tell.
-
-        Where no node is near ``eps``, a node stands for eigenvalues on both sides of it. By the inequalities of
-        Chebyshev, Markov and Stieltjes (Szego 1939, section 3.41) the mass up to a point differs from the sum of the
-        weights up to there by no more than the weight of the next node on either side. Wide bounds mean: more steps,
-        or a larger ``eps``. They bound what each draw measures, not the difference between draws, which is the
-        standard error's.
+        Between which numbers the epsilon-rank lies with 98% confidence: the ends of its interval.
 
         :param eps: threshold, > 0
         :param normalized: fractions (default) instead of numbers
-        :return: lower and upper bound, means over draws; both the epsilon-rank itself for an exact spectrum
+        :return: lower and upper bound; both the epsilon-rank itself for an exact spectrum
         :raises ValueError: for ``eps`` <= 0
         """
-        rank = low = high = float(self.epsilon_rank(eps))
-        if not self.exact:
-            draws = zip(self.nodes, self.weights, strict=True)
-            outside, inside = np.mean([_weights_beside(nodes, weights, eps) for nodes, weights in draws], axis=0)
-            low, high = max(0.0, rank - outside), min(1.0, rank + inside)
-        scale = 1.0 if normalized else float(self.dim)
-        return low * scale, high * scale
+        rank = self.epsilon_rank(eps, normalized)
+        return rank.low, rank.high
 
     def effective_rank(self) -> Measure:
         """
         Exponentiated Shannon entropy of the ``dim`` absolute eigenvalues, each divided by their sum.
 
-        As in :func:`~sb3_plasticity.common.rank.effective_rank` (Roy and Vetterli 2007); a zero matrix has rank 1.
+        As in :func:`~sb3_plasticity.common.rank.effective_rank` (Roy and Vetterli 2007); a zero matrix has rank 1. Its
+        error is that of the start vectors, to first order.
 
-        :return: between 1 and ``dim``; mean over draws with its standard error
+        :return: between 1 and ``dim``
         """
-        magnitude = np.abs(self.nodes)
-        total = (self.dim * self.weights * magnitude).sum(1, keepdims=True)
-        share = magnitude / np.where(total > 0, total, 1.0)
-        terms = self.dim * self.weights * share * np.log(np.where(share > 0, share, 1.0))
-        return self._measure(np.exp(-terms.sum(1)))
+        total = self._sum(np.abs)
+        if not total > 0:
+            return Measure(1.0, 0.0)
+        # With S the sum of |x| and L that of |x| log |x|, the entropy is log S - L / S.
+        mean_log = float(self._sum(_x_log_x)) / total
+        entropy = math.log(total) - mean_log
+        error = self._sum(lambda x: (np.abs(x) * (1 + mean_log) - _x_log_x(x)) / total).standard_error
+        rank = math.exp(entropy)
+        low, high = (min(max(rank * math.exp(sign * _NORMAL * error), 1.0), self.dim) for sign in (-1, 1))
+        return Measure(rank, rank * error, low, high)
 
     @property
     def largest(self) -> Measure:
-        """The largest eigenvalue (not in absolute value)."""
-        return self._measure(self.nodes.max(1))
+        """The largest eigenvalue (not in absolute value). A Ritz value: at most as large, its residual is its error."""
+        return self._extreme(int(self.nodes.argmax()))
 
     @property
     def smallest(self) -> Measure:
-        """The smallest, that is the most negative, eigenvalue."""
-        return self._measure(self.nodes.min(1))
+        """The smallest, that is the most negative, eigenvalue. A Ritz value: at least as large."""
+        return self._extreme(int(self.nodes.argmin()))
 
     @property
     def trace(self) -> Measure:
-        """The sum of the eigenvalues."""
-        return self._measure(self.dim * (self.weights * self.nodes).sum(1))
+        """The sum of the eigenvalues. Its error is that of the start vectors."""
+        return self._sum(lambda x: x)
 
     @property
     def negative_fraction(self) -> Measure:
-        """Fraction of the eigenvalues that are negative by more than rounding."""
-        return self._measure((self.weights * (self.nodes < -self.rounding)).sum(1))
+        """Fraction of the eigenvalues that are negative by more than rounding; small ones and zeros share a node."""
+        return self._outside(-self.rounding, math.inf, normalized=True)
 
     def measures(self, epsilon: Iterable[float] = (1e-3, 1e-2, 1e-1)) -> dict[str, Measure]:
         """
@@ -221,10 +262,9 @@ class Spectrum:
         :return: (m,), mean over draws; it integrates to 1 over the line
         :raises ValueError: for a ``bandwidth`` <= 0
         """
-        if not (math.isfinite(bandwidth) and bandwidth > 0):
-            raise ValueError(f"bandwidth={bandwidth!r}: accepted are finite numbers > 0")
+        check_number("bandwidth", bandwidth, above=0)
         points = np.asarray(grid, dtype=np.float64)
-        nodes, weights = self.nodes.ravel(), self.weights.ravel() / self.draws
+        nodes, weights = self.shares()
         density = np.zeros(points.shape)
         # In pieces: an exact spectrum may have 100,000 nodes, the grid 10,000 points.
         for start in range(0, nodes.size, 1024):
@@ -258,6 +298,7 @@ class Spectrum:
                 exact=np.array(self.exact),
                 rounding=np.array(self.rounding),
                 info=np.array(info),
+                residuals=np.zeros(0) if self.residuals is None else self.residuals,
             )
         return target
 
@@ -285,27 +326,55 @@ class Spectrum:
                     exact=bool(file["exact"]),
                     rounding=float(file["rounding"]),
                     info=json.loads(str(file["info"])),
+                    # Absent from older records, empty where they were not kept.
+                    residuals=file["residuals"] if "residuals" in file.files and file["residuals"].size else None,
                 )
         except ForeignFileError:
             raise
         except _DAMAGED as error:
             raise ValueError(f"{os.fspath(path)} is no whole saved Spectrum: {error}") from error
 
-    def _measure(self, per_draw: np.ndarray) -> Measure:
+    def shares(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Eigenvalues and the best estimate of their shares: all draws' nodes, with known eigenvalues counted.
+
+        :return: (k,) nodes and (k,) shares of the ``dim`` eigenvalues, which sum to 1
+        """
+        nodes = np.concatenate([draw.nodes for draw in self._draws])
+        return nodes, np.concatenate([draw.shares for draw in self._draws]) / self.draws
+
+    @cached_property
+    def _draws(self) -> list[Draw]:
+        residuals = [None] * self.draws if self.residuals is None else self.residuals
         if self.exact:
-            return Measure(per_draw.mean(), 0.0)
-        error = per_draw.std(ddof=1) / math.sqrt(self.draws) if self.draws > 1 else math.nan
-        return Measure(per_draw.mean(), error)
+            residuals = np.zeros(self.nodes.shape)
+        return [Draw.of(*arrays, self.dim) for arrays in zip(self.nodes, self.weights, residuals, strict=True)]
+
+    def _outside(self, below: float, above: float, normalized: bool) -> Measure:
+        scale = 1.0 / self.dim if normalized else 1.0
+        if self.exact:
+            beyond = (self.nodes < below) | (self.nodes > above)
+            value = float(self.weights[beyond].sum() * self.dim * scale)
+            return Measure(value, 0.0)
+        value, low, high = (number * scale for number in outside(self._draws, below, above, self.rounding))
+        return Measure(value, (high - low) / (2 * _NORMAL), low, high)
+
+    def _sum(self, function: Callable[[np.ndarray], np.ndarray]) -> Measure:
+        """Sum of a function over the eigenvalues, with the error that the start vectors make."""
+        if self.exact:
+            return Measure(float((self.weights * function(self.nodes)).sum() * self.dim), 0.0)
+        return Measure(*total(self._draws, function))
+
+    def _extreme(self, index: int) -> Measure:
+        value = float(self.nodes.flat[index])
+        if self.exact:
+            return Measure(value, 0.0)
+        return Measure(value, math.nan if self.residuals is None else float(self.residuals.flat[index]))
 
 
-def _weights_beside(nodes: np.ndarray, weights: np.ndarray, eps: float) -> tuple[float, float]:
-    """Weights of the nodes just outside, and just inside, of -eps and of eps."""
-    order = np.argsort(nodes)
-    nodes, weights = nodes[order], weights[order]
-    first, stop = np.searchsorted(nodes, -eps, "left"), np.searchsorted(nodes, eps, "right")
-    outside = [index for index in (first - 1, stop) if 0 <= index < len(nodes)]
-    inside = {first, stop - 1} if first < stop else set()
-    return float(weights[outside].sum()), float(weights[list(inside)].sum())
+def _x_log_x(values: np.ndarray) -> np.ndarray:
+    magnitude: np.ndarray = np.abs(values)
+    return np.asarray(xlogy(magnitude, magnitude))
 
 
 def _to_json(value: Any) -> Any:

@@ -310,7 +310,7 @@ class TestTimeBudget:
         (dict(every=()), r"`every` must be .*, got \(\)"),
         (dict(networks="policy"), "`networks` must be None or one or more names, in a tuple, got 'policy'"),
         (dict(kinds=()), r"`kinds` must be one or more of 'ggn', 'hessian', 'kfac', in a tuple, got \(\)"),
-        (dict(epsilon=(0.0,)), "eps=0.0: accepted are finite numbers > 0"),
+        (dict(epsilon=(0.0,)), "`eps` must be a finite number > 0, got 0.0"),
         (dict(n_samples=1), "`n_samples` must be a whole number >= 2, got 1"),
         (dict(lanczos_steps=0), "`lanczos_steps` must be a whole number >= 1, got 0"),
         (dict(draws=0), "`draws` must be a whole number >= 1, got 0"),

@@ -1,6 +1,7 @@
 """Spectrum's measures by hand, its file format, and the table of a run's files."""
 
 import copy
+import dataclasses
 import math
 import pickle
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_plasticity.curvature import Measure, Spectrum, load_spectra
+from sb3_plasticity.curvature import Measure, Spectrum, load_spectra, loggable
 
 # Ten eigenvalues: 4, 1, -1 and seven zeros.
 TEN = Spectrum.from_eigenvalues([4.0, 1.0, -1.0], dim=10)
@@ -39,23 +40,50 @@ def test_effective_rank_counts_multiplicity():
 
 
 def test_standard_errors():
-    assert TEN.trace.standard_error == 0.0
+    assert TEN.trace.standard_error == 0.0 and (TEN.trace.low, TEN.trace.high) == (4.0, 4.0)
+    # v^T A v of a random direction v in n dimensions has variance 2 / (n (n + 2)) (tr A^2 - (tr A)^2 / n).
     single = Spectrum(np.array([[0.0, 3.0]]), np.array([[0.5, 0.5]]), 4)
-    assert math.isnan(single.trace.standard_error)
+    error = 4 * math.sqrt(2 / (4 * 6) * (18 - 6**2 / 4))
+    assert single.trace == 6.0 and single.trace.standard_error == pytest.approx(error)
+    assert single.trace.high == pytest.approx(6 + 2.326348 * error)
     pair = Spectrum(np.array([[0.0, 3.0], [0.0, 5.0]]), np.array([[0.5, 0.5], [0.75, 0.25]]), 4)
-    assert pair.trace == pytest.approx((6 + 5) / 2) and pair.trace.standard_error == pytest.approx(0.5)
-    assert pair.largest == 4.0 and pair.largest.standard_error == pytest.approx(1.0)
-    rank = pair.epsilon_rank(0.1)
-    assert rank == pytest.approx(0.375) and rank.standard_error == pytest.approx(0.125)
-    # Relative thresholds go draw by draw.
+    second = 4 * math.sqrt(2 / (4 * 6) * (25 - 5**2 / 4))
+    assert pair.trace == pytest.approx((6 + 5) / 2)
+    assert pair.trace.standard_error == pytest.approx(math.sqrt((error**2 + second**2) / 2 / 2))
+    # The largest node of any draw is the best lower bound; without residuals it has no error.
+    assert pair.largest == 5.0 and math.isnan(pair.largest.standard_error)
+    assert pair.epsilon_rank(0.1) == pytest.approx(0.375)
     assert pair.epsilon_rank(0.5, relative=True, normalized=False) == pytest.approx(1.5)
+
+
+def test_the_error_of_random_start_vectors():
+    # Against 4,000 random directions of a diagonal matrix, whose weights are exactly the shares of the quadrature.
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(size=30), np.zeros(10)])
+    directions = rng.normal(size=(4000, 40)) ** 2
+    directions /= directions.sum(1, keepdims=True)
+    exact = Spectrum(values[None], np.full((1, 40), 1 / 40), 40)
+    for measure in ("trace", "effective_rank"):
+        estimates = []
+        for weights in directions:
+            spectrum = Spectrum(values[None], weights[None], 40)
+            estimates.append(float(spectrum.trace if measure == "trace" else spectrum.effective_rank()))
+        found = exact.trace if measure == "trace" else exact.effective_rank()
+        assert found.standard_error == pytest.approx(np.std(estimates), rel=0.05)
+
+
+def test_what_is_logged():
+    narrow, wide = Measure(0.5, low=0.4, high=0.6), Measure(0.5, low=0.1, high=0.9)
+    assert loggable({"a": narrow, "b": wide, "c": Measure(1.0), "d": Measure(0.0, 0.0)}) == {
+        "a": 0.5, "b_low": 0.1, "b_high": 0.9, "c": 1.0, "d": 0.0,
+    }  # fmt: skip
 
 
 def test_measure_is_a_float_and_survives_pickling():
     measure = Measure(2.0, 0.5)
     assert isinstance(measure, float) and measure + 1 == 3.0
     for twin in (pickle.loads(pickle.dumps(measure)), copy.deepcopy(measure)):
-        assert twin == 2.0 and twin.standard_error == 0.5
+        assert twin == 2.0 and (twin.standard_error, twin.low, twin.high) == (0.5, measure.low, measure.high)
 
 
 def test_epsilon_rank_far_below_a_density_grid():
@@ -102,7 +130,7 @@ def test_arrays_are_float64_and_frozen():
         ([[math.nan]], [[1.0]], 1, "nodes contain NaN"),
         ([[1.0, 2.0]], [[0.5, 0.6]], 2, "sum to 1"),
         ([[1.0, 2.0]], [[1.5, -0.5]], 2, ">= 0"),
-        ([[1.0]], [[1.0]], 0, "dim=0"),
+        ([[1.0]], [[1.0]], 0, "`dim` must be a whole number >= 1, got 0"),
     ],
 )
 def test_bad_spectrum(nodes, weights, dim, message):
@@ -114,7 +142,7 @@ def test_bad_arguments():
     for eps in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="`eps` must be"):
             TEN.epsilon_rank(eps)
-    with pytest.raises(ValueError, match="bandwidth=0"):
+    with pytest.raises(ValueError, match="`bandwidth` must be a finite number > 0"):
         TEN.density(np.zeros(1), 0.0)
     with pytest.raises(ValueError, match="k <= dim=1"):
         Spectrum.from_eigenvalues([1.0, 2.0], dim=1)
@@ -134,7 +162,14 @@ def test_save_and_load(tmp_path):
     np.testing.assert_array_equal(twin.weights, spectrum.weights)
     assert (twin.dim, twin.exact, twin.rounding) == (50, False, 1e-7)
     assert twin.info == {"step": 4096, "task_index": 2, "network": "policy", "kind": "ggn", "eps": [0.1, 0.2]}
-    assert twin.trace.standard_error == spectrum.trace.standard_error
+    assert twin.residuals is None and twin.trace.standard_error == spectrum.trace.standard_error
+    # A record of an earlier day has no residuals.
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "residuals"}
+    np.savez(tmp_path / "old.npz", **arrays)
+    assert Spectrum.load(tmp_path / "old.npz").epsilon_rank(0.5) == spectrum.epsilon_rank(0.5)
+    kept = dataclasses.replace(spectrum, residuals=rng.random((3, 7)))
+    np.testing.assert_array_equal(Spectrum.load(kept.save(tmp_path / "kept")).residuals, kept.residuals)
     with pytest.raises(FileExistsError):
         TEN.save(path)
     np.testing.assert_array_equal(Spectrum.load(path).nodes, spectrum.nodes)
