@@ -36,7 +36,7 @@ test: $(DEVELOP)  ## lint, types, the tests, and the wheel in a clean environmen
 test-slow: $(DEVELOP)  ## the tests that take minutes each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
-test-oldest: $(DEVELOP)  ## the zoo's tests with the oldest versions of its libraries that are accepted
+test-oldest: $(DEVELOP)  ## the tests of zoo and environments with the oldest versions accepted
 	$(BIN)/python tests/check_oldest.py
 
 lint: $(DEVELOP)  ## ruff: style, docstrings, formatting; spelling; undeclared imports

@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 from measure import machine
@@ -67,6 +69,9 @@ def run_envs(args: argparse.Namespace) -> dict[str, Any]:
         results["sizes"][n_envs] = {
             "steps_per_second": {name: statistics.median(rate) for name, rate in rates.items()},
             "batch_over_raw": ratio(rates, "MujocoBatchVecEnv", "raw mujoco.batch"),
+            "episode_infos_over_raw": ratio(rates, 'MujocoBatchVecEnv, infos="episode"', "raw mujoco.batch"),
+            "make_vec_over_raw": ratio(rates, "gymnasium.make_vec", "raw mujoco.batch"),
+            "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "batch_over_dummy": ratio(rates, "MujocoBatchVecEnv", "DummyVecEnv"),
             "batch_over_subproc": ratio(rates, "MujocoBatchVecEnv", "SubprocVecEnv"),
         }
@@ -110,8 +115,16 @@ def env_contenders(args: argparse.Namespace, n_envs: int) -> tuple[dict[str, Con
 
         return run
 
-    contenders = {"raw mujoco.batch": raw_physics, "MujocoBatchVecEnv": steps_of(batch_env)}
-    envs: list[Any] = [batch_env]
+    brief_env = MujocoBatchVecEnv(args.env, n_envs, seed=0, n_threads=args.threads, infos="episode")
+    vector_env = gym.make_vec(args.env, n_envs, n_threads=args.threads)
+    brief_env.reset(), vector_env.reset(seed=0)
+    contenders = {
+        "raw mujoco.batch": raw_physics,
+        "MujocoBatchVecEnv": steps_of(batch_env),
+        'MujocoBatchVecEnv, infos="episode"': steps_of(brief_env),
+        "gymnasium.make_vec": steps_of(vector_env),
+    }
+    envs: list[Any] = [batch_env, brief_env, vector_env]
     for name, backend, most in (
         ("DummyVecEnv", "dummy", args.max_dummy),
         ("SubprocVecEnv", "subproc", args.max_processes),
@@ -161,13 +174,20 @@ def print_envs(results: dict[str, Any]) -> None:
     sizes = results["sizes"]
     names = list(dict.fromkeys(name for size in sizes.values() for name in size["steps_per_second"]))
     print(f"\nEnv steps per second, {results['env']}")
-    print(f"{'environments':>20}" + "".join(f"{n:>10}" for n in sizes))
+    print(f"{'environments':>36}" + "".join(f"{n:>10}" for n in sizes))
     for name in names:
         cells = [size["steps_per_second"].get(name) for size in sizes.values()]
-        print(f"{name:>20}" + "".join(f"{'-':>10}" if cell is None else f"{cell:>10,.0f}" for cell in cells))
-    for key in ("batch_over_raw", "batch_over_dummy", "batch_over_subproc"):
+        print(f"{name:>36}" + "".join(f"{'-':>10}" if cell is None else f"{cell:>10,.0f}" for cell in cells))
+    for key in (
+        "batch_over_raw",
+        "episode_infos_over_raw",
+        "make_vec_over_raw",
+        "peak_memory_MiB",
+        "batch_over_dummy",
+        "batch_over_subproc",
+    ):
         cells = [size[key] for size in sizes.values()]
-        print(f"{key:>20}" + "".join(f"{'-':>10}" if cell is None else f"{cell:>10.2f}" for cell in cells))
+        print(f"{key:>36}" + "".join(f"{'-':>10}" if cell is None else f"{cell:>10.2f}" for cell in cells))
     if results["batch_cost_512_over_64"] is not None:
         print(f"Cost per env step in a batch, 512 over 64 environments: {results['batch_cost_512_over_64']:.3f}")
 
@@ -183,7 +203,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file")
     envs = parser.add_argument_group("part envs")
     envs.add_argument("--env", default="SlipperyAnt-v0")
-    envs.add_argument("--n-envs", type=int, nargs="+", default=[1, 8, 64, 512])
+    envs.add_argument("--n-envs", type=int, nargs="+", default=[1, 8, 64, 512, 4096])
     envs.add_argument("--threads", type=int, default=0, help="of the batches, 0 for one per CPU")
     envs.add_argument("--max-dummy", type=int, default=512, help="most environments in a DummyVecEnv")
     envs.add_argument("--max-processes", type=int, default=8, help="most environments in a SubprocVecEnv")

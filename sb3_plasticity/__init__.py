@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sb3_plasticity.curvature.kfac import kfac_spectrum
     from sb3_plasticity.curvature.records import load_spectra
     from sb3_plasticity.curvature.spectrum import Spectrum
+    from sb3_plasticity.envs.registration import register_nonstationary
     from sb3_plasticity.envs.sequence import TaskSequence
     from sb3_plasticity.envs.wrappers import NonStationary
     from sb3_plasticity.ppo_l2er.ppo_l2er import PPO_L2ER
@@ -32,6 +33,7 @@ except PackageNotFoundError:  # a source tree on sys.path that was never install
     __version__ = "unknown"
 
 _HOME = {
+    "register_nonstationary": "envs.registration",
     "NonStationary": "envs.wrappers",
     "TaskSequence": "envs.sequence",
     "PPO_L2ER": "ppo_l2er.ppo_l2er",
@@ -50,6 +52,7 @@ _HOME = {
 }
 
 __all__ = [
+    "register_nonstationary",
     "NonStationary",
     "TaskSequence",
     "CurvatureCallback",

@@ -1,4 +1,4 @@
-"""Run the zoo's tests from the wheel with the oldest libraries it accepts: ``make test-oldest``."""
+"""Run the tests of zoo and environments from the wheel with the oldest libraries accepted: ``make test-oldest``."""
 
 import os
 import shutil
@@ -11,9 +11,11 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    with clean_environment(HERE / "oldest.txt", "pytest>=8", extras="[zoo]") as (folder, python):
+    with clean_environment(HERE / "oldest.txt", "pytest>=8", extras="[zoo,metaworld]") as (folder, python):
         # a copy, so that the installed package is tested and not the checkout
-        tests = shutil.copytree(HERE / "zoo", folder / "tests")
+        tests = folder / "tests"
+        for room in ("envs", "zoo"):
+            shutil.copytree(HERE / room, tests / room)
         options = ["-q", "-c", os.devnull, "--rootdir", str(tests), "-p", "no:cacheprovider", "-m", "not slow"]
         subprocess.run([python, "-m", "pytest", *options, str(tests)], check=True, cwd=tests)
 

@@ -17,6 +17,8 @@ from sb3_plasticity.envs.batched import NotBatchableError
 from sb3_plasticity.envs.physics import PARAMETERS
 from sb3_plasticity.vec_env import MujocoBatchVecEnv, make_nonstationary_vec_env
 
+pytest.importorskip("mujoco.batch", reason="this MuJoCo has none", exc_type=ImportError)
+
 ROBOTS = [f"Slippery{name}-v0" for name in ("Ant", "HalfCheetah", "Hopper", "Walker2d", "Humanoid", "Swimmer")]
 CYCLE = {"kind": "cyclic", "values": [0.3, 2.3, 1.1], "period": 37}
 

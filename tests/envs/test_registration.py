@@ -1,6 +1,8 @@
 """A robot of a stranger's package works as ours do."""
 
 import pickle
+import re
+from pathlib import Path
 
 import example_robots
 import gymnasium as gym
@@ -26,6 +28,7 @@ def rollout(env, steps=60):
 
 
 def test_every_backend_gives_the_same_numbers():
+    pytest.importorskip("mujoco.batch", exc_type=ImportError)
     keywords = {"schedule": CYCLE, "switch": "immediate"}
     envs = [
         make_nonstationary_vec_env("DriftingPendulum-v0", 2, 0, backend, keywords)
@@ -37,6 +40,19 @@ def test_every_backend_gives_the_same_numbers():
         for one, two in zip(dummy, other, strict=True):
             np.testing.assert_array_equal(one, two)
     assert {index for index, _ in dummy[-1]} == {2}
+
+
+def test_what_contributing_shows_runs_as_written():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    section = text.split("## Add a world")[1].split("\n## ")[0]
+    namespace = {"__name__": "a_contribution"}
+    for block in re.findall(r"```python\n(.*?)```", section, re.S):
+        exec(block, namespace)
+    assert has_clock(gym.make("DriftingPole-v0"))
+    pytest.importorskip("mujoco.batch", exc_type=ImportError)
+    envs = [make_nonstationary_vec_env("SlipperyPendulum-v0", 2, 0, backend) for backend in ("dummy", "batch")]
+    for one, other in zip(*map(rollout, envs), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_subclass_is_not_taken_for_its_parent():

@@ -1,10 +1,14 @@
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+from sb3_plasticity.envs.batched import NotBatchableError
 from sb3_plasticity.vec_env import make_nonstationary_vec_env
 
 CYCLE = {"kind": "cyclic", "values": [0.1, 0.5, 2.0], "period": 10}
@@ -57,6 +61,17 @@ def test_sb3s_own_helper_works_with_subprocesses():
 def test_bad_arguments(keywords, message):
     with pytest.raises(ValueError, match=message):
         make_nonstationary_vec_env("SlipperyAnt-v0", **keywords)
+
+
+def test_an_older_mujoco_falls_back_with_one_warning(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "mujoco.batch", None)
+    env = make_nonstationary_vec_env("SlipperyAnt-v0", 2)
+    assert type(env) is DummyVecEnv and len(caplog.records) == 1
+    assert "no mujoco.batch, which begins with 3.17; pip install 'mujoco>=4'" in caplog.text
+    with pytest.raises(NotBatchableError, match=r"mujoco\.batch"):
+        make_nonstationary_vec_env("SlipperyAnt-v0", 2, backend="batch")
+    with pytest.warns(UserWarning, match=r"in a SyncVectorEnv, not in a batch: .* no mujoco\.batch"):
+        assert type(gym.make_vec("SlipperyAnt-v0", num_envs=2)) is SyncVectorEnv
 
 
 def test_mistyped_ids_name_the_nearest():

@@ -10,6 +10,8 @@ from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatist
 
 from sb3_plasticity.envs.vector import MujocoVectorEnv
 
+pytest.importorskip("mujoco.batch", reason="this MuJoCo has none", exc_type=ImportError)
+
 CYCLE = {"kind": "cyclic", "values": [0.3, 2.3, 1.1], "period": 17}
 KEYWORDS = {"schedule": CYCLE, "switch": "immediate", "max_episode_steps": 23}
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
