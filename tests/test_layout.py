@@ -18,16 +18,7 @@ ALLOWED = {
     "sb3_plasticity/callbacks": {"agents", "common", "curvature", "envs", "mitigations"},
     "sb3_plasticity/ppo_l2er": {"agents", "callbacks", "common", "mitigations", "vec_env", "zoo_configs"},
     "sb3_plasticity/vec_env.py": {"common", "envs"},
-    "sb3_plasticity/zoo": {
-        "callbacks",
-        "common",
-        "curvature",
-        "envs",
-        "mitigations",
-        "ppo_l2er",
-        "vec_env",
-        "zoo_configs",
-    },
+    "sb3_plasticity/zoo": {"callbacks", "common", "envs", "mitigations", "ppo_l2er", "vec_env", "zoo_configs"},
     "sb3_plasticity/study": {"callbacks", "common", "curvature", "envs", "ppo_l2er", "vec_env", "zoo"},
     "sb3_plasticity/doctor.py": {"common", "zoo"},
     "sb3_plasticity/inspect_agent.py": {"agents", "callbacks", "common", "curvature", "zoo"},
@@ -64,6 +55,13 @@ def test_imports_point_down(place):
             if name.startswith("sb3_plasticity."):
                 package = name.split(".")[1]
                 assert package in ALLOWED[place] | {own}, f"{path.name} imports {name}"
+
+
+def test_every_room_is_held():
+    """A new module has its arrows, too."""
+    rooms = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "sb3_plasticity").rglob("__init__.py")}
+    rooms |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "sb3_plasticity").glob("*.py")}
+    assert rooms - {"sb3_plasticity", "sb3_plasticity/__init__.py"} <= set(ALLOWED)
 
 
 @pytest.mark.parametrize("name", PLAIN_TORCH)

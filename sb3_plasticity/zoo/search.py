@@ -113,7 +113,7 @@ class Search(Experiment):
             "her_kwargs": keywords.get("replay_buffer_kwargs", {}),
         }
         longest = max(spec.n_timesteps // (ROLLOUTS * experiment.n_envs), 32)
-        sampled = sample(spec.algo, _Sized(trial, longest), self.n_actions, experiment.n_envs, her)
+        sampled = sample(spec.algo, Sized(trial, longest), self.n_actions, experiment.n_envs, her)
         shown = _Shown(self._bar, self._task, trial.number)
         try:
             fixed = experiment.create_fixed_envs()
@@ -179,19 +179,40 @@ def read_trial(options: Mapping[str, Any], algo: str) -> dict[str, Any]:
         raise UsageError(f"--storage {storage}: {error}") from error
 
 
-class _Sized:
-    """A trial whose rollouts and batches fit the steps that it has; all else it leaves to the trial itself."""
+class Sized:
+    """
+    A trial whose rollouts and batches fit the steps that it has; all else it leaves to the trial itself.
+
+    :param trial: of the study
+    :param longest: most steps of an environment in a rollout, and most rows of a minibatch
+    """
 
     def __init__(self, trial: optuna.Trial, longest: int) -> None:
         self._trial = trial
         self._longest = longest
 
     def suggest_int(self, name: str, low: int, high: int, **keywords: Any) -> int:
+        """
+        Suggest a whole number.
+
+        :param name: of the hyper-parameter
+        :param low: smallest
+        :param high: largest
+        :param keywords: of ``optuna``
+        :return: the number
+        """
         if name in ("n_steps_pow", "batch_size_pow"):
             high = max(low, min(high, int(math.log2(self._longest))))
         return self._trial.suggest_int(name, low, high, **keywords)
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """
+        Suggest one of several values.
+
+        :param name: of the hyper-parameter
+        :param choices: values
+        :return: one of them
+        """
         if name == "n_steps":
             choices = [choice for choice in choices if choice <= self._longest] or choices[:1]
         return self._trial.suggest_categorical(name, choices)

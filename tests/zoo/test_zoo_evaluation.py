@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from conftest import TINY
@@ -11,6 +12,7 @@ from sb3_plasticity.zoo.evaluation import Evaluation, episodes_for, fixed_tasks
 from sb3_plasticity.zoo.experiment import Experiment
 from sb3_plasticity.zoo.overview import flatten
 from sb3_plasticity.zoo.registration import register
+from sb3_plasticity.zoo.search import Sized, sample
 from sb3_plasticity.zoo.spec import RunSpec
 
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
@@ -153,3 +155,16 @@ def test_hyperparameter_search_scores_on_the_fixed_tasks(storage, train):
     assert status == 0, error
     status, error = train(*options, *again[:-4], "--trial-id", "7")
     assert (status, "has no such trial" in error) == (2, True)
+
+
+@pytest.mark.parametrize("algo", ["ppo_l2er", "ppo", "a2c", "trpo"])
+def test_a_trials_rollouts_fit_its_steps(algo):
+    """With 8 environments and 6,000 steps, eight rollouts of at most 93 steps each; the other names stay rl_zoo3's."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    wide = set()
+    for _ in range(60):
+        sampled = sample(algo, Sized(study.ask(), 6_000 // (8 * 8)), 8, 8, {})
+        assert sampled["n_steps"] <= 93 and sampled.get("batch_size", 0) <= 93
+        wide.add(sample(algo, Sized(study.ask(), 100_000), 8, 8, {})["n_steps"])
+        assert ("er_coef" in sampled) == (algo == "ppo_l2er")
+    assert max(wide) >= 2048
