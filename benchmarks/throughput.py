@@ -178,14 +178,8 @@ def print_envs(results: dict[str, Any]) -> None:
     for name in names:
         cells = [size["steps_per_second"].get(name) for size in sizes.values()]
         print(f"{name:>36}" + "".join(f"{'-':>10}" if cell is None else f"{cell:>10,.0f}" for cell in cells))
-    for key in (
-        "batch_over_raw",
-        "episode_infos_over_raw",
-        "make_vec_over_raw",
-        "peak_memory_MiB",
-        "batch_over_dummy",
-        "batch_over_subproc",
-    ):
+    ratios = ("batch_over_raw", "episode_infos_over_raw", "make_vec_over_raw", "batch_over_dummy", "batch_over_subproc")
+    for key in (*ratios, "peak_memory_MiB"):
         cells = [size[key] for size in sizes.values()]
         print(f"{key:>36}" + "".join(f"{'-':>10}" if cell is None else f"{cell:>10.2f}" for cell in cells))
     if results["batch_cost_512_over_64"] is not None:

@@ -10,7 +10,6 @@ from .sequence import TaskSequence
 from .wrappers import ActionPermutation, NonStationary, ObservationPermutation, ObservationShift
 
 __all__ = [
-    "ENV_IDS",
     "ActionPermutation",
     "BatchedRobot",
     "NonStationary",
@@ -48,13 +47,3 @@ register_nonstationary("ContinualGymControl-v0", f"{READY}.classic_control:conti
 register_nonstationary("ContinualMinAtar-v0", f"{READY}.minatar:continual_minatar")
 register_nonstationary("ContinualMiniGrid-v0", f"{READY}.minigrid:continual_minigrid")
 register_nonstationary("ContinualMetaWorld-v0", f"{READY}.metaworld:continual_metaworld")
-
-# The ids that zoo_configs has entries for. Whether an environment changes is a question for has_clock.
-ENV_IDS = (
-    "SlipperyAnt-v0",
-    "SlipperyHalfCheetah-v0",
-    "SlipperyHopper-v0",
-    "SlipperyWalker2d-v0",
-    "SlipperyHumanoid-v0",
-    "NonStationaryAnt-v0",
-)

@@ -12,7 +12,6 @@ from rl_zoo3.utils import ALGOS
 
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.cli import main
-from sb3_plasticity.envs import ENV_IDS
 from sb3_plasticity.mitigations.callback import MitigationCallback
 from sb3_plasticity.zoo import config
 from sb3_plasticity.zoo.experiment import Experiment
@@ -22,6 +21,8 @@ from sb3_plasticity.zoo.train import make_spec
 
 register()
 CONTENT = {algo: config.read_file(str(config.packaged_config(algo))) for algo in ("ppo", "ppo_l2er")}
+ENV_IDS = [f"Slippery{robot}-v0" for robot in ("Ant", "HalfCheetah", "Hopper", "Walker2d", "Humanoid")]
+ENV_IDS += ["NonStationaryAnt-v0"]
 PRESETS = [
     (algo, name)
     for algo, content in CONTENT.items()
