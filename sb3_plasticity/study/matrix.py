@@ -113,7 +113,7 @@ def prepare(study: Study, where: str) -> dict[PlannedRun, RunSpec]:
         return {run: _specify(study, run, periods[run.env_id, run.control]) for run in planned_runs(study)}
     except UsageError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"{where}: {error}") from error
 
 

@@ -106,7 +106,8 @@ class Study(_Section):
     :param hyperparams: of all methods
     :param env_kwargs: keywords of the environments; a schedule that is drawn gets the run's seed
     :param control: keywords above these that make the environments stationary, such as a cyclic schedule of a single
-        value: every method and seed runs there too, and the referee counts false alarms on it
+        value: methods and seeds run there too, and the referee counts false alarms on it
+    :param control_methods: methods that run on the control; empty for all
     :param gym_packages: modules to import that register environments
     :param save_freq: steps from one checkpoint to the next
     :param curvature: keywords of ``CurvatureCallback``; None for none
@@ -123,6 +124,7 @@ class Study(_Section):
     hyperparams: dict[str, Any] = {}
     env_kwargs: dict[str, Any] = {}
     control: dict[str, Any] | None = None
+    control_methods: Names = ()
     gym_packages: Names = ()
     save_freq: Count = 100_000
     curvature: dict[str, Any] | None = {}
@@ -160,9 +162,10 @@ class Study(_Section):
             for key in DECIDED_BY_STUDY:
                 if key in self.methods[method]:
                     raise ValueError(f"`methods.{method}` must not have {key!r}: the study sets it for all methods")
-        if self.report.baseline not in self.methods:
-            hint = nearest(self.report.baseline, self.methods)
-            raise ValueError(f"{must_be('report.baseline', one_of(self.methods), self.report.baseline)}{hint}")
+        for key, named in (("report.baseline", (self.report.baseline,)), ("control_methods", self.control_methods)):
+            for name in named:
+                if name not in self.methods:
+                    raise ValueError(f"{must_be(key, one_of(self.methods), name)}{nearest(name, self.methods)}")
         return self
 
 
@@ -216,6 +219,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
         for env_id in study.env_ids
         for control in twins
         for method in study.methods
+        if not control or method in (study.control_methods or study.methods)
     ]
 
 
