@@ -1,5 +1,6 @@
 """Remedies for the loss of plasticity, composable and for any algorithm."""
 
+from sb3_plasticity.mitigations.architecture import CReLU, FourierFeatures, LayerNormReLU, LayerNormTanh
 from sb3_plasticity.mitigations.attachment import Attachment, attached, attachments_of, mitigate
 from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.callback import MitigationCallback
@@ -11,7 +12,11 @@ __all__ = [
     "L2",
     "Agent",
     "Attachment",
+    "CReLU",
     "EffectiveRank",
+    "FourierFeatures",
+    "LayerNormReLU",
+    "LayerNormTanh",
     "Mitigation",
     "MitigationCallback",
     "attached",

@@ -1,6 +1,7 @@
 """The one-argument form, ``PPO_L2ER("SlipperyAnt-v0")``: tuned hyper-parameters from the packaged YAML."""
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -51,7 +52,8 @@ def parse_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
     Turn the names of classes into classes.
 
-    :param policy_kwargs: ``activation_fn`` may name a class of ``torch.nn``, ``optimizer_class`` one of ``torch.optim``
+    :param policy_kwargs: ``activation_fn`` may name a class of ``torch.nn``, ``optimizer_class`` one of
+        ``torch.optim``; either may be the path of any other class, such as ``"sb3_plasticity.mitigations.LayerNormReLU"``
     :return: arguments of a policy
     :raises ValueError: for a name that is not there
     """
@@ -60,10 +62,16 @@ def parse_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         name = arguments.get(key)
         if not isinstance(name, str):
             continue
-        cls = getattr(module, name, None)
+        path, _, attribute = name.rpartition(".")
+        try:
+            home = importlib.import_module(path) if path else module
+        except ImportError:
+            home = module
+        cls = getattr(home, attribute, None)
         if not (isinstance(cls, type) and issubclass(cls, base)):
-            hint = nearest(name, dir(module))
-            raise ValueError(f"{must_be(key, f'the name of a class in {module.__name__}', name)}{hint}")
+            hint = nearest(attribute, dir(home))
+            accepted = f"the name of a class in {module.__name__}, or the path of a {base.__name__}"
+            raise ValueError(f"{must_be(key, accepted, name)}{hint}")
         arguments[key] = cls
     return arguments
 
