@@ -1,8 +1,7 @@
-"""Hidden activations, parameters and outputs of an SB3 actor-critic, network by network."""
+"""Hidden activations and outputs of an SB3 actor-critic."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,36 +17,13 @@ from sb3_plasticity.common.networks import as_feature_matrix, record_inputs
 from sb3_plasticity.common.rollout import Samples
 
 
-@dataclass(frozen=True)
-class HiddenLayers:
-    """
-    The layers of an actor-critic that read hidden activations, by module name and in forward order.
-
-    A parameterised layer counts when its input depends on parameters, that is every linear or convolutional layer
-    after the first. Layers that both networks share, and inputs that both networks read, count once: with the policy.
-
-    :param policy: module names in the policy network
-    :param value: module names only the value network has
-    :param widths: number of features of each named layer's input
-    """
-
-    policy: tuple[str, ...]
-    value: tuple[str, ...]
-    widths: dict[str, int]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All module names, the policy's first."""
-        return self.policy + self.value
-
-
 @contextmanager
 def record_features(policy: ActorCriticPolicy, names: Iterable[str]) -> Iterator[dict[str, th.Tensor]]:
     """
     Record hidden features while the policy runs.
 
     :param policy: the actor-critic that will be called inside the context
-    :param names: names from :class:`HiddenLayers`
+    :param names: names of the layers that read them, such as ``Network.features``
     :return: a dictionary of layer name to feature matrix (rows, features), filled when the context ends
     """
     features: dict[str, th.Tensor] = {}
@@ -55,41 +31,6 @@ def record_features(policy: ActorCriticPolicy, names: Iterable[str]) -> Iterator
         yield features
     layers = dict(policy.named_modules())
     features.update({name: as_feature_matrix(layers[name], value) for name, value in recorded.items()})
-
-
-def find_hidden_layers(policy: ActorCriticPolicy) -> HiddenLayers:
-    """
-    Find which layers of an actor-critic read hidden activations, and whose they are.
-
-    Runs the policy on one all-zero observation, in evaluation mode and without touching any random generator.
-
-    :param policy: an SB3 actor-critic policy
-    :return: the layers, network by network
-    """
-    observation, action = zero_observation(policy), zero_action(policy)
-    training = policy.training
-    policy.set_training_mode(False)
-    try:
-        with th.enable_grad():
-            with record_inputs(policy) as joint:
-                evaluate_actions(policy, observation, action)
-            with record_inputs(policy) as actor:
-                policy.get_distribution(observation)
-    finally:
-        policy.set_training_mode(training)
-
-    by_network: dict[bool, list[str]] = {True: [], False: []}
-    seen: set[int] = set()
-    for name in sorted(joint, key=lambda name: name not in actor):  # stable: the policy's layers first
-        activations = joint[name]
-        if activations.requires_grad and id(activations) not in seen:
-            seen.add(id(activations))
-            by_network[name in actor].append(name)
-    modules = dict(policy.named_modules())
-    widths = {
-        name: as_feature_matrix(modules[name], joint[name]).shape[1] for names in by_network.values() for name in names
-    }
-    return HiddenLayers(policy=tuple(by_network[True]), value=tuple(by_network[False]), widths=widths)
 
 
 def evaluate_actions(

@@ -9,7 +9,6 @@ from algorithms import ALGORITHMS, IMAGE, VECTOR, make_agent
 from gymnasium import spaces
 
 from sb3_plasticity.agents import networks_of
-from sb3_plasticity.common.actor_critic import find_hidden_layers
 
 ON_POLICY = ("PPO", "PPO_L2ER", "A2C", "TRPO", "MaskablePPO")
 
@@ -93,14 +92,19 @@ def test_dict_observations_and_state_dependent_exploration():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_hidden_activations_count_once_and_as_find_hidden_layers_counts_them(shared):
+def test_hidden_activations_count_once(shared):
     kwargs = dict(share_features_extractor=shared, features_extractor_kwargs=dict(features_dim=8))
-    for arch in ([8, 8], []):
-        model = make_agent("PPO", IMAGE, policy_kwargs=dict(kwargs, net_arch=arch))
-        expected = find_hidden_layers(model.policy)
-        networks = networks_of(model)
-        assert networks["policy"].features == expected.policy
-        assert networks["value"].features == expected.value
+    convolutions = ("features_extractor.cnn.2", "features_extractor.cnn.4", "features_extractor.linear.0")
+    for arch, places in (([8, 8], (0, 2)), ([], ())):
+        networks = networks_of(make_agent("PPO", IMAGE, policy_kwargs=dict(kwargs, net_arch=arch)))
+        heads = {
+            network: (*(f"mlp_extractor.{network}_net.{place}" for place in places), head)
+            for network, head in (("policy", "action_net"), ("value", "value_net"))
+        }
+        assert networks["policy"].features == (*convolutions, *heads["policy"])
+        # Shared: the value's first layer reads the very features that the policy's first layer reads.
+        own = heads["value"][1:] if shared else (*(f"vf_{name}" for name in convolutions), *heads["value"])
+        assert networks["value"].features == own
     sac = networks_of(make_agent("SAC"))
     assert sac["actor"].features == ("actor.latent_pi.2", "actor.mu")  # log_std reads what mu reads
     assert sac["critic_0"].features == ("critic.qf0.2", "critic.qf0.4")

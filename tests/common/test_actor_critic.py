@@ -8,14 +8,19 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from torch import nn
 
-from sb3_plasticity.common.actor_critic import find_hidden_layers
+from sb3_plasticity.agents import networks_of
 from sb3_plasticity.common.networks import as_feature_matrix
 
 CNN = "features_extractor.cnn"
 
 
-def policy(kind, env, **policy_kwargs):
-    return PPO(kind, env, n_steps=8, batch_size=4, device="cpu", policy_kwargs=policy_kwargs).policy
+def agent(kind, env, **policy_kwargs):
+    return PPO(kind, env, n_steps=8, batch_size=4, device="cpu", policy_kwargs=policy_kwargs)
+
+
+def features(model):
+    networks = networks_of(model)
+    return networks["policy"].features, networks["value"].features
 
 
 def image_env():
@@ -23,51 +28,49 @@ def image_env():
 
 
 def test_mlp():
-    layers = find_hidden_layers(policy("MlpPolicy", "Pendulum-v1", net_arch=dict(pi=[16, 8], vf=[32])))
-    assert layers.policy == ("mlp_extractor.policy_net.2", "action_net")
-    assert layers.value == ("value_net",)
-    assert layers.widths == {"mlp_extractor.policy_net.2": 16, "action_net": 8, "value_net": 32}
+    policy, value = features(agent("MlpPolicy", "Pendulum-v1", net_arch=dict(pi=[16, 8], vf=[32])))
+    assert policy == ("mlp_extractor.policy_net.2", "action_net")
+    assert value == ("value_net",)
 
 
 def test_linear_policy_has_none():
-    assert find_hidden_layers(policy("MlpPolicy", "Pendulum-v1", net_arch=[])).names == ()
+    assert features(agent("MlpPolicy", "Pendulum-v1", net_arch=[])) == ((), ())
 
 
 def test_shared_convolutions_count_once_with_the_policy():
-    layers = find_hidden_layers(policy("CnnPolicy", image_env()))
-    assert layers.policy == (f"{CNN}.2", f"{CNN}.4", "features_extractor.linear.0", "action_net")
-    assert layers.value == ()  # the value head reads the very features that action_net reads
-    assert [layers.widths[name] for name in layers.policy] == [32, 64, 64, 512]
+    policy, value = features(agent("CnnPolicy", image_env()))
+    assert policy == (f"{CNN}.2", f"{CNN}.4", "features_extractor.linear.0", "action_net")
+    assert value == ()  # the value head reads the very features that action_net reads
 
 
 def test_separate_convolutions():
-    layers = find_hidden_layers(policy("CnnPolicy", image_env(), share_features_extractor=False))
-    assert len(layers.policy) == len(layers.value) == 4
-    assert layers.value[-1] == "value_net"
-    assert all("vf_features_extractor" in name for name in layers.value[:-1])
+    policy, value = features(agent("CnnPolicy", image_env(), share_features_extractor=False))
+    assert len(policy) == len(value) == 4
+    assert value[-1] == "value_net"
+    assert all("vf_features_extractor" in name for name in value[:-1])
 
 
 def test_dict_features_mix_images_and_vectors():
-    layers = find_hidden_layers(policy("MultiInputPolicy", SimpleMultiObsEnv(random_start=False)))
-    assert "mlp_extractor.policy_net.0" in layers.policy  # its input holds the CNN's features
-    assert layers.value == ("mlp_extractor.value_net.2", "value_net")
+    policy, value = features(agent("MultiInputPolicy", SimpleMultiObsEnv(random_start=False)))
+    assert "mlp_extractor.policy_net.0" in policy  # its input holds the CNN's features
+    assert value == ("mlp_extractor.value_net.2", "value_net")
 
 
 def test_frozen_layers_have_nothing_to_gain():
-    frozen = policy("CnnPolicy", image_env(), net_arch=[16])
-    frozen.features_extractor.requires_grad_(False)
-    assert find_hidden_layers(frozen).policy == ("action_net",)
+    frozen = agent("CnnPolicy", image_env(), net_arch=[16])
+    frozen.policy.features_extractor.requires_grad_(False)
+    assert features(frozen) == (("action_net",), ("value_net",))
 
 
-def test_find_hidden_layers_leaves_no_trace():
-    model = policy("CnnPolicy", image_env())
-    model.set_training_mode(True)
+def test_looking_leaves_no_trace():
+    model = agent("CnnPolicy", image_env())
+    model.policy.set_training_mode(True)
     th.manual_seed(0)
     expected = th.get_rng_state()
-    find_hidden_layers(model)
+    features(model)
     assert th.equal(th.get_rng_state(), expected)
-    assert model.training
-    assert all(not module._forward_pre_hooks for module in model.modules())
+    assert model.policy.training
+    assert all(not module._forward_pre_hooks for module in model.policy.modules())
 
 
 def test_convolution_positions_are_rows():
@@ -89,5 +92,5 @@ def test_every_action_space(space):
         def step(self, action):
             return self.observation_space.sample(), 0.0, False, False, {}
 
-    layers = find_hidden_layers(policy("MlpPolicy", Env()))
-    assert len(layers.policy) == len(layers.value) == 2
+    policy, value = features(agent("MlpPolicy", Env()))
+    assert len(policy) == len(value) == 2
