@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,11 @@ class TaskSequence(Clocked, gym.Env[Any, Any], utils.EzPickle):
         self._seeds: list[int | None] = [None] * len(tasks)
         self._under_way = False
         self._set_task(self.clock.due())
+
+    @property
+    def task(self) -> Task:
+        """The task that the world is in, with its name."""
+        return dataclasses.replace(self._task, name=self.names[int(self._task.value)])
 
     @property
     def env(self) -> gym.Env[Any, Any]:

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_plasticity.common.checks import check_choice, check_count, must_be
-from sb3_plasticity.envs.batched import NotBatchableError
+from sb3_plasticity.envs.batched import NotBatchableError, check_batchable
 from sb3_plasticity.envs.simulations import BatchedSimulations, Outcome, Simulation, rows
 
 __all__ = ["MujocoBatchVecEnv", "make_nonstationary_vec_env"]
@@ -76,6 +76,7 @@ class MujocoBatchVecEnv(VecEnv):
         self.spec = template.spec
         if template.render_mode == "human":
             raise must_be("render_mode", "'rgb_array' or None for a batch of simulations", "human")
+        check_batchable(template.unwrapped)
         if self.spec is not None and self.spec.additional_wrappers:
             raise NotBatchableError(f"{env_id} has wrappers, which a batch would not apply; use backend='dummy'")
         self._sims = BatchedSimulations(template, n_envs, n_threads)

@@ -43,8 +43,10 @@ def test_every_backend_gives_the_same_numbers():
 
 
 def test_what_contributing_shows_runs_as_written():
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    section = text.split("## Add a world")[1].split("\n## ")[0]
+    contributing = Path(__file__).parents[2] / "CONTRIBUTING.md"
+    if not contributing.exists():
+        pytest.skip("not in a checkout")
+    section = contributing.read_text().split("## Add a world")[1].split("\n## ")[0]
     namespace = {"__name__": "a_contribution"}
     for block in re.findall(r"```python\n(.*?)```", section, re.S):
         exec(block, namespace)
