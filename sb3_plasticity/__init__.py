@@ -13,6 +13,7 @@ import sb3_plasticity.envs  # noqa: F401  (registers the environments)
 
 if TYPE_CHECKING:
     from sb3_plasticity.callbacks.curvature import CurvatureCallback
+    from sb3_plasticity.callbacks.metrics import Metric
     from sb3_plasticity.callbacks.plasticity import PlasticityCallback
     from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
     from sb3_plasticity.common.rank import effective_rank, epsilon_rank
@@ -38,6 +39,7 @@ _HOME = {
     "TaskSequence": "envs.sequence",
     "PPO_L2ER": "ppo_l2er.ppo_l2er",
     "CurvatureCallback": "callbacks.curvature",
+    "Metric": "callbacks.metrics",
     "PlasticityCallback": "callbacks.plasticity",
     "TaskSyncCallback": "callbacks.task_sync",
     "MujocoBatchVecEnv": "vec_env",
@@ -57,6 +59,7 @@ __all__ = [
     "TaskSequence",
     "CurvatureCallback",
     "MujocoBatchVecEnv",
+    "Metric",
     "PPO_L2ER",
     "PlasticityCallback",
     "Spectrum",

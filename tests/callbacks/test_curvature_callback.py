@@ -344,3 +344,39 @@ def test_files_are_plain_spectra(tmp_path):
     spectrum = Spectrum.load(tmp_path / "0000000064_task0_start_policy_ggn.npz")
     assert spectrum.info["algorithm"] == "PPO" and spectrum.info["seconds"] >= 0
     assert spectrum.info["task_value"] == 0.5
+
+
+def test_observations_that_overflow_are_left_out_with_a_warning(tmp_path):
+    """Training goes on with observations of 1e30, and so it does with the callback."""
+
+    class Huge(gym.ObservationWrapper):
+        def observation(self, observation):
+            return observation * np.float32(1e30)
+
+    def train(callback):
+        env = Huge(gym.make("Pendulum-v1"))
+        env.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,))
+        return learn(callback, 64, env=env).policy.state_dict()
+
+    with pytest.warns(UserWarning, match="leaves out its measurement at 64 timesteps, ggn of policy"):
+        watched = train(curvature(tmp_path, networks=("policy",)))
+    assert all(th.equal(value, watched[name]) for name, value in train(None).items())
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_one_threshold_or_several():
+    assert CurvatureCallback(epsilon=0.1).epsilon == (0.1,)
+    assert CurvatureCallback(epsilon=[0.1, 1.0]).epsilon == (0.1, 1.0)
+
+
+def test_the_ceiling_of_a_rank_is_logged(tmp_path):
+    """16 transitions with one value each, of a network of 41 parameters; the policy's 16 x 2 outputs of 41 too."""
+    model = PPO("MlpPolicy", Tasks(), tensorboard_log=str(tmp_path), **SMALL)
+    model.learn(64, callback=CurvatureCallback(n_samples=16, kinds=("ggn", "hessian"), lanczos_steps=4))
+    events = EventAccumulator(str(tmp_path / "PPO_1"))
+    events.Reload()
+    (ceiling,) = events.Scalars("curvature/value/ggn/rank_ceiling")
+    assert ceiling.value == pytest.approx(16 / 41)
+    assert "curvature/value/hessian/rank_ceiling" not in events.Tags()["scalars"]
+    table = load_spectra(tmp_path)
+    assert (table[table.kind == "ggn"]["epsilon_rank_0.001"] <= table[table.kind == "ggn"].rank_ceiling).all()
