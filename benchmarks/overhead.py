@@ -5,7 +5,7 @@ What L2-ER and the callbacks cost, as shares and ratios measured side by side in
 
 Prints tables and writes ``results/overhead.json``: the L2-ER penalties in both modes against none; the step mode
 against the forward and backward pass over the rollout that it cannot do without, and as a share of the time; the update
-of a minibatch against its size; the callbacks against training on tasks of 200,000 steps.
+of a minibatch against its size; the callbacks against training on tasks of 200,000 steps, SAC and DQN included.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch as th
 from measure import machine, median
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from training import OFF, ROLLOUT, SETTINGS, STEP, ours
@@ -173,18 +175,69 @@ def minibatches(rounds: int) -> dict[str, dict[int, float]]:
     return results
 
 
-class TimedCurvature(CurvatureCallback):
-    spent = 0.0
+class Timed:
+    """Seconds of each rollout's end, which is where a callback does its work."""
+
+    times: list[float]
+
+    @property
+    def spent(self) -> float:
+        return sum(self.times)
+
+
+class TimedCurvature(Timed, CurvatureCallback):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.times = []
 
     def _on_rollout_end(self) -> None:
-        self.spent += seconds(super()._on_rollout_end)
+        self.times.append(seconds(super()._on_rollout_end))
 
 
-class TimedPlasticity(PlasticityCallback):
-    spent = 0.0
+class TimedPlasticity(Timed, PlasticityCallback):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.times = []
+
+    def _on_rollout_start(self) -> None:
+        began = seconds(super()._on_rollout_start)
+        if self.times:
+            self.times[-1] += began
 
     def _on_rollout_end(self) -> None:
-        self.spent += seconds(super()._on_rollout_end)
+        self.times.append(seconds(super()._on_rollout_end))
+
+
+def off_policy(rounds: int) -> dict[str, dict[str, float]]:
+    """The callbacks' share of the training time of SAC and DQN on a task of 200,000 steps, with their defaults."""
+    learners: dict[str, Callable[[], BaseAlgorithm]] = {
+        "SAC": lambda: SAC("MlpPolicy", "SlipperyAnt-v0", learning_starts=100, buffer_size=10_000, seed=0),
+        "DQN": lambda: DQN("MlpPolicy", "CartPole-v1", learning_starts=100, buffer_size=10_000, seed=0),
+    }
+    results = {}
+    for name, make in learners.items():
+        shares: dict[str, float] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            timed: TimedCurvature | TimedPlasticity
+            for timed in (TimedCurvature(save_dir=folder), TimedPlasticity()):
+                model, steps = make(), 400 * rounds
+                elapsed = seconds(lambda model=model, timed=timed, steps=steps: model.learn(steps, callback=timed))
+                times = sorted(timed.times)
+                # A few rollout ends measure; what the others cost is paid at every one.
+                n_large = 2 if isinstance(timed, TimedCurvature) else 1
+                large, small = sum(times[-n_large:]), sum(times[:-n_large]) / max(len(times) - n_large, 1)
+                per_task = TASK_STEPS / 20_000 if isinstance(timed, TimedPlasticity) else 1
+                rollouts = TASK_STEPS * len(times) / model.num_timesteps
+                training = (elapsed - timed.spent) / model.num_timesteps * TASK_STEPS
+                # The curvature's start is measured here; a task's end costs as much again.
+                measured = 2 * large if isinstance(timed, TimedCurvature) else per_task * large
+                shares[type(timed).__name__.removeprefix("Timed") + "Callback"] = (
+                    measured + small * rollouts
+                ) / training
+        results[name] = shares
+        shown = ", ".join(f"{callback} {share:.2%}" for callback, share in shares.items())
+        print(f"{name:>24}: {shown} of the training time")
+    return results
 
 
 def callbacks(rounds: int) -> dict[str, dict[str, float]]:
@@ -200,7 +253,7 @@ def callbacks(rounds: int) -> dict[str, dict[str, float]]:
                 # The curvature was taken once, at the start of the only task here; its end costs as much again.
                 is_curvature = isinstance(timed, TimedCurvature)
                 spent = 2 * timed.spent if is_curvature else timed.spent / model.num_timesteps * TASK_STEPS
-                shares[type(timed).__base__.__name__] = spent / training
+                shares[type(timed).__name__.removeprefix("Timed") + "Callback"] = spent / training
         results[setting] = shares
         shown = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
         print(f"{setting:>24}: {shown} of the training time (eager)")
@@ -212,6 +265,7 @@ PARTS: dict[str, Callable[[int], Any]] = {
     "step_mode": step_mode,
     "minibatches": minibatches,
     "callbacks": callbacks,
+    "off_policy": off_policy,
 }
 
 
