@@ -62,7 +62,5 @@ def test_every_algorithm_takes_them():
 def test_yaml_names_them_by_path():
     arguments = parse_policy_kwargs({"activation_fn": "sb3_plasticity.mitigations.LayerNormReLU"})
     assert arguments == {"activation_fn": LayerNormReLU}
-    with pytest.raises(
-        ValueError, match=r"\(did you mean 'LayerNormReLU'\?\)"
-    ):
+    with pytest.raises(ValueError, match=r"\(did you mean 'LayerNormReLU'\?\)"):
         parse_policy_kwargs({"activation_fn": "sb3_plasticity.mitigations.LayerNormRelu"})
