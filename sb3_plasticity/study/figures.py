@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from sb3_plasticity.curvature.plots import plot_density
+from sb3_plasticity.curvature.plots import plot_density, symlog
 from sb3_plasticity.curvature.spectrum import Spectrum
 from sb3_plasticity.study.measures import BINS_PER_TASK, curve
 from sb3_plasticity.study.results import Timeline
@@ -269,7 +269,7 @@ def _draw_spectra(axes: Axes, rows: pd.DataFrame, epsilon: float, look: Look) ->
             plot_density(axes, spectrum, linear=epsilon / 100, color=look.color, lw=0.6, alpha=PALE)
     plot_density(axes, pooled(list(rows.spectrum)), linear=epsilon / 100, color=look.color, lw=1.6)
     for side in (-epsilon, epsilon):
-        axes.axvline(side, color="0.5", lw=0.8, ls=":")
+        axes.axvline(float(symlog(np.array(side), epsilon / 100)), color="0.5", lw=0.8, ls=":")
     axes.text(
         0.99, 0.95, rf"$\epsilon$-rank {rows.epsilon_rank.mean():.3g}", ha="right", va="top", transform=axes.transAxes
     )
