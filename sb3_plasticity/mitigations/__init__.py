@@ -7,8 +7,10 @@ from sb3_plasticity.mitigations.callback import MitigationCallback
 from sb3_plasticity.mitigations.effective_rank import EffectiveRank
 from sb3_plasticity.mitigations.penalties import L2
 from sb3_plasticity.mitigations.registry import find_mitigation, make_mitigations, names
+from sb3_plasticity.mitigations.resets import FIRE, LayerReset, OptimizerReset, ShrinkHead
 
 __all__ = [
+    "FIRE",
     "L2",
     "Agent",
     "Attachment",
@@ -17,8 +19,11 @@ __all__ = [
     "FourierFeatures",
     "LayerNormReLU",
     "LayerNormTanh",
+    "LayerReset",
     "Mitigation",
     "MitigationCallback",
+    "OptimizerReset",
+    "ShrinkHead",
     "attached",
     "attachments_of",
     "find_mitigation",

@@ -53,7 +53,8 @@ def parse_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     Turn the names of classes into classes.
 
     :param policy_kwargs: ``activation_fn`` may name a class of ``torch.nn``, ``optimizer_class`` one of
-        ``torch.optim``; either may be the path of any other class, such as ``"sb3_plasticity.mitigations.LayerNormReLU"``
+        ``torch.optim``; either may be the path of another class, such as
+        ``"sb3_plasticity.mitigations.LayerNormReLU"``
     :return: arguments of a policy
     :raises ValueError: for a name that is not there
     """
