@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sb3_plasticity.callbacks.plasticity import PlasticityCallback
     from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
     from sb3_plasticity.common.rank import effective_rank, epsilon_rank
+    from sb3_plasticity.curvature.entk import entk_spectrum
     from sb3_plasticity.curvature.ggn import ggn_spectrum
     from sb3_plasticity.curvature.hessian import hessian_spectrum
     from sb3_plasticity.curvature.kfac import kfac_spectrum
@@ -48,6 +49,7 @@ _HOME = {
     "epsilon_rank": "common.rank",
     "Spectrum": "curvature.spectrum",
     "hessian_spectrum": "curvature.hessian",
+    "entk_spectrum": "curvature.entk",
     "ggn_spectrum": "curvature.ggn",
     "kfac_spectrum": "curvature.kfac",
     "load_spectra": "curvature.records",
@@ -66,6 +68,7 @@ __all__ = [
     "TaskSyncCallback",
     "effective_rank",
     "epsilon_rank",
+    "entk_spectrum",
     "ggn_spectrum",
     "hessian_spectrum",
     "kfac_spectrum",

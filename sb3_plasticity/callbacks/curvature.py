@@ -34,7 +34,7 @@ from sb3_plasticity.curvature.kfac import kfac_spectrum
 from sb3_plasticity.curvature.plots import plot_density
 from sb3_plasticity.curvature.spectrum import Spectrum
 
-KINDS = ("ggn", "hessian", "kfac")
+KINDS = ("ggn", "hessian", "kfac", "entk")
 # Of an environment that reports no task. One object, because NaN differs from NaN but is itself.
 NO_TASK = (0, float("nan"))
 # What an arithmetic that overflows ends in.
@@ -73,7 +73,7 @@ class CurvatureCallback(BaseCallback):
     :param networks: names of networks, such as ``("policy", "value")`` or ``("actor", "critic_0")``, and ``"joint"``,
         the policy and the value network as one; None for all, without ``"joint"``
     :param kinds: some of ``"ggn"`` (exact; a policy's is its Fisher information matrix), ``"hessian"`` (of the
-        network's own loss without the penalties of mitigations, by stochastic Lanczos) and ``"kfac"``
+        network's own loss without the penalties of mitigations, by stochastic Lanczos), ``"kfac"`` and ``"entk"``
     :param epsilon: threshold or thresholds of the epsilon-ranks that are logged, on absolute eigenvalues
     :param n_samples: transitions that each spectrum is taken on, at least 2
     :param lanczos_steps: nodes of a draw of the Hessian's spectrum
@@ -358,7 +358,9 @@ class CurvatureCallback(BaseCallback):
                 problem.loss_fn, problem.params, samples, steps=self.lanczos_steps, draws=self.draws
             )
             return spectrum, len(hessian)
-        compute = {"ggn": ggn_spectrum, "kfac": kfac_spectrum}[kind]
+        if kind == "entk":
+            hessian = th.ones(hessian.shape[:2], dtype=hessian.dtype, device=hessian.device)
+        compute = kfac_spectrum if kind == "kfac" else ggn_spectrum
         try:
             return compute(problem.output_fn, problem.params, samples, hessian), len(hessian)
         except ProblemTooLargeError as error:

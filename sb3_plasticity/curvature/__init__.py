@@ -36,6 +36,7 @@ the module:
 3
 """
 
+from sb3_plasticity.curvature.entk import entk_spectrum
 from sb3_plasticity.curvature.ggn import ggn_spectrum
 from sb3_plasticity.curvature.hessian import hessian_spectrum, hessian_vector_product
 from sb3_plasticity.curvature.jacobian import ProblemTooLargeError
@@ -47,6 +48,7 @@ __all__ = [
     "Measure",
     "ProblemTooLargeError",
     "Spectrum",
+    "entk_spectrum",
     "ggn_spectrum",
     "hessian_spectrum",
     "hessian_vector_product",
