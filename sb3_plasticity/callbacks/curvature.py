@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from matplotlib.figure import Figure
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -31,8 +30,8 @@ from sb3_plasticity.curvature.ggn import ggn_spectrum
 from sb3_plasticity.curvature.hessian import hessian_spectrum
 from sb3_plasticity.curvature.jacobian import ProblemTooLargeError
 from sb3_plasticity.curvature.kfac import kfac_spectrum
-from sb3_plasticity.curvature.plots import plot_density
-from sb3_plasticity.curvature.spectrum import Spectrum
+from sb3_plasticity.curvature.plots import spectrum_figure
+from sb3_plasticity.curvature.spectrum import Spectrum, loggable
 
 KINDS = ("ggn", "hessian", "kfac", "entk")
 # Of an environment that reports no task. One object, because NaN differs from NaN but is itself.
@@ -381,7 +380,7 @@ class CurvatureCallback(BaseCallback):
         for old in superseded:
             if old != path:
                 old.unlink(missing_ok=True)
-        measures: dict[str, float] = dict(spectrum.measures(self.epsilon))
+        measures = loggable(spectrum.measures(self.epsilon))
         if "rank_ceiling" in info:
             measures["rank_ceiling"] = info["rank_ceiling"]
         section = {"start": "curvature", "end": "curvature_end", "periodic": "curvature"}[info["phase"]]
@@ -394,11 +393,7 @@ class CurvatureCallback(BaseCallback):
                 writer.add_scalar(f"{prefix}/{name}", float(value), info["step"])
         if writer is not None:
             add_spectrum_histogram(writer, f"{prefix}/log10_abs_eigenvalue", spectrum, info["step"])
-            figure = Figure(figsize=(6, 3.5), layout="constrained")
-            axes = figure.subplots()
-            plot_density(axes, spectrum)
-            axes.set_title(f"{info['network']} {info['kind']}, {info['phase']} of task {info['task_index']}")
-            writer.add_figure(f"{prefix}/density", figure, info["step"])
+            writer.add_figure(f"{prefix}/density", spectrum_figure(spectrum, self.epsilon), info["step"])
         if self.verbose >= 1:
             shown = ", ".join(f"{name} {value:.3g}" for name, value in measures.items())
             print(f"Curvature at {info['step']} ({info['phase']}), {info['network']} {info['kind']}: {shown} -> {path}")
@@ -422,7 +417,7 @@ class CurvatureCallback(BaseCallback):
         for network in self._names:
             for kind in self.kinds:
                 names = [f"epsilon_rank_{eps:g}" for eps in self.epsilon][: SERIES - 1]
-                shown = "|".join([*names, "rank_ceiling"])
+                shown = f"({'|'.join(names)})(_low|_high)?|rank_ceiling"
                 charts[f"{network} {kind}: epsilon-rank"] = ["Multiline", [f"curvature/{network}/{kind}/({shown})$"]]
         return {"curvature": charts}
 
@@ -451,22 +446,26 @@ def tasks_of(env: VecEnv, infos: Sequence[Mapping[str, Any]]) -> list[tuple[int,
 
 def add_spectrum_histogram(writer: SummaryWriter, tag: str, spectrum: Spectrum, step: int) -> None:
     """
-    Write a spectrum's log10 |eigenvalue| as a TensorBoard histogram, each eigenvalue counted once.
+    Write log10 |eigenvalue| of a spectrum's non-zero eigenvalues as a TensorBoard histogram, each counted once.
 
     :param writer: of the run
     :param tag: name
-    :param spectrum: its zeros, and what is below 1e-12, are counted at -12
+    :param spectrum: what of it is not above rounding is left out; nothing is written if that is all
     :param step: of the measurement
     """
-    values = np.log10(np.maximum(np.abs(spectrum.nodes.ravel()), 1e-12))
-    counts = spectrum.weights.ravel() / spectrum.draws * spectrum.dim
-    edges = np.linspace(-12, max(2.0, np.ceil(values.max())), 57)
+    nodes, shares = spectrum.shares()
+    nonzero = np.abs(nodes) > max(spectrum.rounding, 1e-12)
+    if not nonzero.any():
+        return
+    values, counts = np.log10(np.abs(nodes[nonzero])), shares[nonzero] * spectrum.dim
+    # The same in every step, four to a decade, unless an eigenvalue lies outside.
+    edges = np.arange(-12, max(6.0, np.ceil(values.max())) + 0.25, 0.25)
     binned, _ = np.histogram(values, bins=edges, weights=counts)
     writer.add_histogram_raw(
         tag,
         min=float(values.min()),
         max=float(values.max()),
-        num=float(spectrum.dim),
+        num=float(counts.sum()),
         sum=float((counts * values).sum()),
         sum_squares=float((counts * values**2).sum()),
         bucket_limits=edges[1:].tolist(),
