@@ -96,8 +96,6 @@ def _run(commands: Mapping[str, Command], prog: str, given: Sequence[str]) -> in
         subparser = subparsers.add_parser(name, help=command.help, description=command.help)
         if name == chosen:
             module = _import(command)
-            if not hasattr(module, "add_arguments"):
-                return int(module.main(given[1:]) or 0)
             module.add_arguments(subparser)
             subparser.set_defaults(command=module.run)
     options, unknown = parser.parse_known_args(given)

@@ -1,7 +1,5 @@
 """Errors that a command ends with in one line."""
 
-from sb3_plasticity.common.checks import nearest as nearest
-
 
 class UsageError(Exception):
     """A mistake in what the user gave; the message names where it is and what is accepted. Exit status 2."""

@@ -171,11 +171,15 @@ def spec_of(path: Path, options: argparse.Namespace) -> RunSpec:
     folder = RunFolder(path.parent)
     if (folder.path / "run.json").is_file():
         return RunSpec.of(folder)
-    files = {name: folder.files / f"{name}.yml" for name in ("config", "args")}
-    entry, args = (config.read_zoo_file(file) if file.is_file() else {} for file in files.values())
-    entry["env_kwargs"] = args.get("env_kwargs") or entry.get("env_kwargs") or {}
-    algo, env_id = args.get("algo") or options.algo, args.get("env") or options.env
-    return RunSpec(algo=algo, env_id=env_id, seed=args.get("seed") or 0, n_timesteps=0, hyperparams=entry)
+    files = [folder.files / f"{name}.yml" for name in ("config", "args")]
+    entry, args = (config.read_zoo_file(file) if file.is_file() else {} for file in files)
+    if args.get("env_kwargs"):
+        entry["env_kwargs"] = args["env_kwargs"]
+    algo, env_id = str(args.get("algo") or options.algo), str(args.get("env") or options.env)
+    n_timesteps = max(int(args.get("n_timesteps") or 0), 0)
+    return RunSpec(
+        algo=algo, env_id=env_id, seed=int(args.get("seed") or 0), n_timesteps=n_timesteps, hyperparams=entry
+    )
 
 
 def _make_env(spec: RunSpec, options: argparse.Namespace, render_mode: str | None, reward_log: str) -> VecEnv:

@@ -6,7 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from sb3_plasticity.common.checks import nearest
 from sb3_plasticity.zoo import checkpoints, config
 from sb3_plasticity.zoo.errors import SetupError, UsageError
 from sb3_plasticity.zoo.experiment import VEC_ENVS
-from sb3_plasticity.zoo.folder import RunFolder, file_name, step_of
+from sb3_plasticity.zoo.folder import RunFolder, file_name
 from sb3_plasticity.zoo.options import StoreValues, check_algorithm, check_environment, whole
 from sb3_plasticity.zoo.registration import register
 from sb3_plasticity.zoo.search import Search, add_search_options, read_trial
+from sb3_plasticity.zoo.shown import spec_of
 from sb3_plasticity.zoo.spec import RunSpec
 from sb3_plasticity.zoo.training import train
 
@@ -198,42 +199,39 @@ def make_spec(given: Mapping[str, Any]) -> tuple[RunSpec, str]:
     :return: the specification, and where its hyper-parameters come from
     :raises UsageError: for what cannot be meant
     """
-    previous = _previous(given["trained_agent"]) if given.get("trained_agent") else {}
-    options = {**previous, **{name: value for name, value in given.items() if name != "trained_agent"}}
-    algo, env_id = options.get("algo", "ppo"), options.get("env", "CartPole-v1")
-    module, _, env_id = env_id.rpartition(":")
+    source = _find_model(given["trained_agent"]) if given.get("trained_agent") else None
+    chosen = argparse.Namespace(algo=given.get("algo", "ppo"), env=given.get("env", "CartPole-v1"))
+    previous = spec_of(source, chosen) if source else None
+    options: dict[str, Any] = {**(vars(previous) if previous else {}), **given, "trained_agent": str(source or "")}
+    algo = given.get("algo") or options.get("algo", "ppo")
+    module, _, env_id = (given.get("env") or options.get("env_id", "CartPole-v1")).rpartition(":")
     packages = [*options.get("gym_packages", []), *([module] if module else [])]
     check_environment(env_id, packages)
     check_algorithm(algo)
     # a stock PPO agent may go on as PPO_L2ER, which is PPO and more
-    if previous.get("algo", algo) != algo and (previous["algo"], algo) != ("ppo", "ppo_l2er"):
-        raise UsageError(
-            f"{previous['trained_agent']}: a checkpoint of {previous['algo']}, not of {algo}: "
-            f"use --algo {previous['algo']}"
-        )
+    if previous and previous.algo != algo and (previous.algo, algo) != ("ppo", "ppo_l2er"):
+        raise UsageError(f"{source}: a checkpoint of {previous.algo}, not of {algo}: use --algo {previous.algo}")
     if options.get("save_replay_buffer") and "buffer_size" not in config.arguments_of(ALGOS[algo]):
         raise UsageError(f"--save-replay-buffer: {algo} has no replay buffer")
-    entry, where = _entry(options, algo, env_id)
+    entry, where = _entry(given, previous, algo, env_id)
     n_timesteps = given.get("n_timesteps", -1)
     if n_timesteps == -1:
-        n_timesteps = previous.get("n_timesteps") or int(float(entry.get("n_timesteps", 1e6)))
-    if previous and (previous["step"] or 0) >= n_timesteps:
-        raise UsageError(
-            f"{previous['trained_agent']}: it has {previous['step']} of {n_timesteps} steps; -n takes the number of "
-            "steps in all"
-        )
-    seed = options.get("seed", -1)
+        n_timesteps = (previous and previous.n_timesteps) or int(float(entry.get("n_timesteps", 1e6)))
+    if source and (done := checkpoints.steps_in(source) or 0) >= n_timesteps:
+        raise UsageError(f"{source}: it has {done} of {n_timesteps} steps; -n takes the number of steps in all")
     own = {item.name: options[item.name] for item in fields(RunSpec) if item.name in options}
     own |= {"algo": algo, "env_id": env_id, "gym_packages": packages, "n_timesteps": n_timesteps, "hyperparams": entry}
-    own["seed"] = seed if seed >= 0 else int(np.random.default_rng().integers(2**32 - 1))
+    own.pop("tags", None)
+    if own.get("seed", -1) < 0:
+        own["seed"] = int(np.random.default_rng().integers(2**32 - 1))
     return RunSpec(**own), where
 
 
-def _entry(options: Mapping[str, Any], algo: str, env_id: str) -> tuple[dict[str, Any], str]:
-    """Read the entry, the trial and the command line, the latter ones above the former."""
+def _entry(options: Mapping[str, Any], previous: RunSpec | None, algo: str, env_id: str) -> tuple[dict[str, Any], str]:
+    """Read the entry (of the run that went before, if any), the trial and the command line, the latter ones above."""
     preset = options.get("preset")
-    if "entry" in options and not preset and "conf_file" not in options:
-        entry, where = dict(options["entry"]), str(options["where"])
+    if previous and previous.hyperparams and not preset and "conf_file" not in options:
+        entry, where = dict(previous.hyperparams), options["trained_agent"]
     else:
         path = options.get("conf_file") or config.default_config(algo, env_id, preset)
         key, entry = config.find_entry(config.read_file(path), path, env_id, preset)
@@ -252,35 +250,16 @@ def _entry(options: Mapping[str, Any], algo: str, env_id: str) -> tuple[dict[str
     return entry, where
 
 
-def _previous(source: str) -> dict[str, Any]:
-    """What the run of a saved model was given, as options; for a model without a run's folder only the model."""
+def _find_model(source: str) -> Path:
     path = Path(source)
-    if path.is_dir():
-        newest = checkpoints.newest_model(RunFolder(path))
-        if newest is None:
-            raise UsageError(f"-i {path}: there is no saved model in this folder")
-        path = newest
-    elif not path.is_file() or path.suffix != ".zip":
+    newest = checkpoints.newest_model(RunFolder(path)) if path.is_dir() else path
+    if newest is None:
+        raise UsageError(f"-i {path}: there is no saved model in this folder")
+    if not newest.is_file() or newest.suffix != ".zip":
         near = sorted(str(other) for other in path.parent.glob("*.zip")) if path.parent.is_dir() else []
         raise UsageError(f"-i {path}: there is no such zip file{nearest(str(path), near)}")
-    data = checkpoints.read_checkpoint(path)
-    found: dict[str, Any] = {"trained_agent": str(path), "step": data.get("num_timesteps", step_of(path))}
-    folder = RunFolder(path.parent)
-    if (folder.path / "run.json").is_file():
-        spec = RunSpec.of(folder)
-        found = {**vars(spec), "env": spec.env_id, **found, "entry": spec.hyperparams, "where": folder.path}
-        for key in ("hyperparams", "env_id", "tags"):
-            del found[key]
-        if folder.path.parent.name == spec.algo:
-            found["log_folder"] = str(folder.path.parent.parent)
-    elif (folder.files / "args.yml").is_file():  # rl-zoo's own folder
-        args = config.read_zoo_file(folder.files / "args.yml")
-        entry = config.read_zoo_file(folder.files / "config.yml")
-        kept = {item.name for item in fields(RunSpec)} & set(args) - {"trained_agent", "hyperparams", "vec_env"}
-        found = {"algo": args.get("algo"), "env": args.get("env"), **{key: args[key] for key in kept}, **found}
-        found |= {"entry": entry, "where": folder.path, "n_timesteps": max(args.get("n_timesteps") or 0, 0)}
-        found |= {key: args[key] for key in ("env_kwargs", "eval_env_kwargs") if args.get(key)}
-    return found
+    checkpoints.read_checkpoint(newest)
+    return newest
 
 
 def make_folder(spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunFolder, bool]:
@@ -301,13 +280,15 @@ def make_folder(spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunFolder, boo
             return folder, True
         there = RunSpec.of(folder)
         for name in ("algo", "env_id", "n_timesteps", *(["seed"] if "seed" in given else []), "hyperparams"):
-            if getattr(there, name) != getattr(replace(spec, hyperparams=dict(spec.hyperparams)), name):
+            if getattr(there, name) != getattr(spec, name):
                 raise UsageError(
                     f"--run-folder {folder.path}: its run was begun with {name} {getattr(there, name)}, "
                     f"not {getattr(spec, name)}"
                 )
         return folder, False
-    base = Path(given.get("log_folder", "logs")) / spec.algo
+    before = Path(spec.trained_agent).absolute().parent.parent
+    beside = spec.trained_agent and before.name == spec.algo and "log_folder" not in given
+    base = before if beside else Path(given.get("log_folder", "logs")) / spec.algo
     name = file_name(spec.env_id)
     taken = [
         int(path.name.rpartition("_")[2]) for path in base.glob(f"{name}_*") if path.name[len(name) + 1 :].isdigit()
