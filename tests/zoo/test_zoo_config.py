@@ -96,7 +96,20 @@ def test_a_published_preset_is_what_was_published():
 @pytest.mark.parametrize(("algo", "preset"), PRESETS)
 def test_every_preset_makes_a_model(algo, preset):
     _, model = build(algo, preset=preset)
-    assert model.policy.optimizer.defaults["weight_decay"] == (1e-3 if (algo, preset[-2:]) == ("ppo", "l2") else 0)
+    decays = algo == "ppo" and preset in ("paper-l2", "dohare-l2")
+    assert model.policy.optimizer.defaults["weight_decay"] == (1e-3 if decays else 0)
+
+
+def test_the_layer_norm_preset_normalises_every_hidden_activation():
+    experiment, model = build("ppo", preset="layernorm-l2")
+    for net in (model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net):
+        hidden = net(th.randn(5, model.observation_space.shape[0]) * 7)
+        assert [type(layer).__name__ for layer in net] == ["Linear", "LayerNormReLU"] * 2
+        before = th.nn.functional.layer_norm(net[2](net[:2](th.zeros(5, net[0].in_features))), (64,))
+        th.testing.assert_close(net(th.zeros(5, net[0].in_features)), before.relu())
+        assert hidden.min() == 0
+    (callback,) = [one for one in experiment.make_callbacks() if isinstance(one, MitigationCallback)]
+    assert len(callback.mitigations) == 1
 
 
 def test_coefficients_may_be_schedules_and_numbers_need_no_dot():
