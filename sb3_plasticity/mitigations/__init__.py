@@ -4,13 +4,27 @@ from sb3_plasticity.mitigations.architecture import CReLU, FourierFeatures, Laye
 from sb3_plasticity.mitigations.attachment import Attachment, attached, attachments_of, mitigate
 from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.callback import MitigationCallback
+from sb3_plasticity.mitigations.churn import ChurnReduction
 from sb3_plasticity.mitigations.effective_rank import EffectiveRank
-from sb3_plasticity.mitigations.penalties import L2
+from sb3_plasticity.mitigations.penalties import (
+    L2,
+    FeatureNorm,
+    L2Init,
+    Parseval,
+    RegenerativeWasserstein,
+    SpectralRegularization,
+)
 from sb3_plasticity.mitigations.registry import find_mitigation, make_mitigations, names
 from sb3_plasticity.mitigations.resets import FIRE, LayerReset, OptimizerReset, ShrinkHead
 
 __all__ = [
     "FIRE",
+    "ChurnReduction",
+    "FeatureNorm",
+    "L2Init",
+    "Parseval",
+    "RegenerativeWasserstein",
+    "SpectralRegularization",
     "L2",
     "Agent",
     "Attachment",

@@ -160,7 +160,8 @@ class Attachment:
 
             def before(_optimizer: Any, _args: Any, _kwargs: Any, jobs: Any = jobs) -> None:
                 for part, networks in jobs:
-                    part.before_update(networks)
+                    if part.uses("before_update"):
+                        part.before_update(networks)
 
             def after(_optimizer: Any, _args: Any, _kwargs: Any, jobs: Any = jobs) -> None:
                 for part, networks in jobs:

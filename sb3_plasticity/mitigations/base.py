@@ -236,15 +236,14 @@ class Mitigation:
 
     # -- for who attaches it -------------------------------------------------------------------------------------------
 
-    @classmethod
-    def uses(cls, hook: str) -> bool:
+    def uses(self, hook: str) -> bool:
         """
-        Whether a hook was overridden.
+        Whether a hook is used.
 
         :param hook: name of the method
-        :return: True if a subclass defines it
+        :return: by default, whether a subclass overrides it
         """
-        return getattr(cls, hook) is not getattr(Mitigation, hook)
+        return getattr(type(self), hook) is not getattr(Mitigation, hook)
 
     @property
     def needs_optimizer(self) -> bool:

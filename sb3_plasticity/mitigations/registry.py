@@ -58,7 +58,7 @@ def _make(entry: Any) -> Mitigation:
     if isinstance(entry, Mitigation):
         return entry
     if isinstance(entry, str):
-        name, arguments = entry, {}
+        name, arguments = entry, None
     elif isinstance(entry, Mapping) and len(entry) == 1:
         ((name, arguments),) = entry.items()
     else:
