@@ -13,6 +13,14 @@ from sb3_plasticity.mitigations.penalties import (
     Parseval,
     RegenerativeWasserstein,
     SpectralRegularization,
+from sb3_plasticity.mitigations.optimizers import TRAC, UPGD, MuonAdam
+from sb3_plasticity.mitigations.penalties import L2
+from sb3_plasticity.mitigations.recycling import (
+    CalibratedPartialResets,
+    ContinualBackprop,
+    ReDo,
+    ReGraMa,
+    SelfNormalizedResets,
 )
 from sb3_plasticity.mitigations.registry import find_mitigation, make_mitigations, names
 from sb3_plasticity.mitigations.resets import FIRE, LayerReset, OptimizerReset, ShrinkHead
@@ -44,4 +52,12 @@ __all__ = [
     "make_mitigations",
     "mitigate",
     "names",
+    "TRAC",
+    "UPGD",
+    "MuonAdam",
+    "CalibratedPartialResets",
+    "ContinualBackprop",
+    "ReDo",
+    "ReGraMa",
+    "SelfNormalizedResets",
 ]

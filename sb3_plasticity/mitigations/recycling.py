@@ -1,0 +1,478 @@
+"""
+Recyclers: units that have become useless start afresh.
+
+All rates and periods are per update, that is per optimizer step, as in the literature; they do not transfer between
+settings whose updates per environment step differ, so every recycler logs what it did per million environment steps.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch as th
+from torch import nn
+from typing_extensions import override
+
+from sb3_plasticity.agents.fresh import fresh_policy
+from sb3_plasticity.agents.networks import Network
+from sb3_plasticity.common.checks import check_choice, check_count, check_number, must_be
+from sb3_plasticity.common.generators import own_generators
+from sb3_plasticity.common.networks import Consumer, HiddenLayer
+from sb3_plasticity.common.recycling import FreshRows, recycle_units
+from sb3_plasticity.mitigations.base import Agent, Mitigation
+
+UTILITIES = ("contribution", "weight", "adaptation", "zero_contribution", "adaptable_contribution", "random")
+# Added to the mean over a layer's units, as published.
+SMALL = 1e-9
+# Ages up to 2 ** BINS samples are told apart.
+BINS = 24
+
+
+class _Recycler(Mitigation):
+    """
+    Knows the hidden layers of its networks and recycles their units.
+
+    A layer that several networks share is recycled with the first of them that is stepped; all its consumers are
+    cleared, whosever they are. Output layers and recurrent cells are never recycled.
+    """
+
+    exclusive: ClassVar[str | None] = "units"
+
+    @override
+    def setup(self) -> None:
+        self.hidden: dict[str, tuple[HiddenLayer, ...]] = {}
+        seen: set[str] = set()
+        for name, network in self.targets.items():
+            own = [layer for layer in network.units.values() if layer.name not in seen and _is_trained(network, layer)]
+            seen |= {layer.name for layer in own}
+            self.hidden[name] = tuple(own)
+            if self.networks is not None and not seen & set(network.layers):
+                raise must_be(f"networks of {self.name}", "networks with hidden units that can be told apart", name)
+        if not seen:
+            accepted = "networks with hidden units that can be told apart"
+            raise must_be(f"networks of {self.name}", accepted, ", ".join(self.targets))
+        self.root = next(iter(self.targets.values())).root
+        self.rows = FreshRows(fresh_parameters(self.agent, self.root), 7919 * (self.seed + 1))
+        self.rows.taken = self.state.setdefault("taken", {})
+        self.state.setdefault("layers", {})
+        self.state.setdefault("recycled", 0)
+
+    def _layers(self, networks: Iterable[Network]) -> Iterable[HiddenLayer]:
+        for network in networks:
+            yield from self.hidden[network.name]
+
+    def _state_of(self, layer: HiddenLayer, **initial: Any) -> dict[str, Any]:
+        state: dict[str, Any] = self.state["layers"].setdefault(layer.name, {})
+        for key, value in initial.items():
+            if key not in state:
+                like = self.root.get_parameter(layer.weight)
+                state[key] = th.full((layer.n_units,), float(value), device=like.device)
+        return state
+
+    def _recycle(self, layer: HiddenLayer, chosen: th.Tensor, means: Mapping[str, th.Tensor] | None = None) -> None:
+        count = int(chosen.sum())
+        if count == 0:
+            return
+        self.state["recycled"] += count
+        optimizers = {id(n.optimizer): n.optimizer for n in self.agent.networks.values() if n.optimizer is not None}
+        rows = self.rows.take(layer, count)
+        recycle_units(self.root, layer, chosen, rows, means, optimizers.values())
+        touched = count / layer.n_units * sum(self.root.get_parameter(name).numel() for name in layer.incoming)
+        self.observe("share_of_parameters", touched / sum(p.numel() for p in self.parameters.values()))
+
+    def _recorded(self, layer: HiddenLayer) -> Consumer | None:
+        """Find a consumer whose input was recorded."""
+        return next((consumer for consumer in layer.consumers if consumer.layer in self.agent.activations), None)
+
+    def _means(self, layer: HiddenLayer, means: th.Tensor) -> dict[str, th.Tensor]:
+        """Bring the mean of each unit at each of its columns, (units, k), into the shape each consumer multiplies."""
+        found = {}
+        for consumer in layer.consumers:
+            if consumer.columns.shape != means.shape:
+                continue
+            weight = self.root.get_parameter(consumer.weight)
+            row = th.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
+            row[consumer.columns.to(weight.device)] = means.to(weight)
+            found[consumer.layer] = row.reshape(-1, *[1] * (weight.ndim - 2)).expand(weight.shape[1:])
+        return found
+
+    @override
+    def logs(self) -> dict[str, float]:
+        found = super().logs()
+        found["units_recycled"] = float(self.state["recycled"])
+        if self.agent.num_timesteps:
+            found["units_per_million_steps"] = 1e6 * self.state["recycled"] / self.agent.num_timesteps
+        return found
+
+
+class _Recorder(_Recycler):
+    """A recycler that watches activations."""
+
+    @override
+    def records(self, network: Network) -> Iterable[str]:
+        return [c.layer for layer in self.hidden[network.name] for c in layer.consumers if c.layer in network.layers]
+
+    def _activity(self, layer: HiddenLayer) -> tuple[th.Tensor, th.Tensor] | None:
+        """Return the activations at a consumer, (rows, inputs), and the columns there, (units, k)."""
+        consumer = self._recorded(layer)
+        if consumer is None:
+            return None
+        inputs = self.agent.activations[consumer.layer]
+        return inputs, consumer.columns.to(inputs.device)
+
+
+class ContinualBackprop(_Recorder):
+    r"""
+    Continual backpropagation: the least useful mature units start afresh, a few at a time.
+
+    Dohare et al., *Loss of plasticity in deep continual learning*, Nature 2024. After every update, for each hidden
+    layer: :math:`u \leftarrow d u + (1 - d)\, \overline{|h_i|}\, \overline{|V_i|}` with :math:`V_i` the weights that
+    read unit i, corrected by :math:`1 - d^\text{age}`; of the units older than ``maturity_threshold`` updates the
+    ``replacement_rate`` with the lowest are recycled (the fraction accumulates). Published for Slippery Ant: rate 1e-4,
+    maturity 10,000 and decay .99 with Adam's betas (.99, .99), lr 1e-4 and L2 (``rl/cfg/sant/cbp.yml``).
+
+    Unlike the published code, the mean contribution really moves into the consumers' biases (there it is zeroed first)
+    and the optimizer's moments of the recycled slices restart (there plain Adam keeps them in RL). Behind another
+    convolution, the mean is taken over all positions.
+
+    :param replacement_rate: share of the mature units of a layer that is recycled in an update
+    :param maturity_threshold: age in updates up to which a unit is protected
+    :param decay_rate: decay of utility and mean activation; 0 looks at the current update alone
+    :param utility: ``"contribution"``; ``"weight"`` (outgoing weights alone), ``"adaptation"`` (the reciprocal of the
+        incoming ones), ``"zero_contribution"`` (:math:`|h_i - \bar h_i|` in place of :math:`|h_i|`),
+        ``"adaptable_contribution"`` (that times adaptation), or ``"random"``
+    :param networks: names of networks; all if None
+    :param seed: of the new weights
+    :raises ValueError: for arguments outside what is accepted, and for networks without hidden units
+    """
+
+    def __init__(
+        self,
+        replacement_rate: float = 1e-4,
+        maturity_threshold: int = 10_000,
+        decay_rate: float = 0.99,
+        utility: str = "contribution",
+        networks: Iterable[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(networks=networks, seed=seed)
+        check_number("replacement_rate", replacement_rate, 0, 1)
+        check_count("maturity_threshold", maturity_threshold)
+        check_number("decay_rate", decay_rate, 0, below=1)
+        check_choice("utility", utility, UTILITIES)
+        self.replacement_rate = replacement_rate
+        self.maturity_threshold = maturity_threshold
+        self.decay_rate = decay_rate
+        self.utility = utility
+
+    @override
+    @th.no_grad()
+    def after_update(self, networks: tuple[Network, ...]) -> None:
+        for layer in self._layers(networks):
+            activity = self._activity(layer)
+            if activity is None:
+                continue
+            inputs, columns = activity
+            mean = inputs.mean(0)
+            state = self._state_of(layer, utility=0, age=0)
+            state.setdefault("mean", th.zeros_like(mean[columns]))
+            decay = self.decay_rate
+            state["age"] += 1
+            state["utility"].lerp_(self._utility(layer, inputs, mean, columns), 1 - decay)
+            state["mean"].lerp_(mean[columns], 1 - decay)
+            mature = state["age"] > self.maturity_threshold
+            due = state.get("due", 0.0) + self.replacement_rate * int(mature.sum())
+            state["due"] = due - int(due)
+            if due < 1:
+                continue
+            correction = 1 - decay ** state["age"]
+            corrected = (state["utility"] / correction).masked_fill(~mature, float("inf"))
+            chosen = th.zeros_like(mature)
+            chosen[corrected.argsort(stable=True)[: int(due)]] = True
+            self._recycle(layer, chosen, self._means(layer, state["mean"] / correction[:, None]))
+            for key in ("utility", "age", "mean"):
+                state[key][chosen] = 0
+
+    def _utility(self, layer: HiddenLayer, inputs: th.Tensor, mean: th.Tensor, columns: th.Tensor) -> th.Tensor:
+        """Return what each unit is worth in this update: (units,)."""
+        if self.utility == "random":
+            return th.rand(layer.n_units, generator=self.generator).to(inputs.device)
+        incoming = self.root.get_parameter(layer.weight).abs().flatten(1).mean(1)
+        if self.utility == "adaptation":
+            return 1 / incoming.clamp(min=SMALL)
+        outgoing = []
+        for consumer in layer.consumers:
+            weight = self.root.get_parameter(consumer.weight)
+            size = weight.abs().movedim(1, 0).flatten(1).mean(1)
+            outgoing.append(size[consumer.columns.to(weight.device)])
+        activity = {
+            "weight": lambda: th.ones_like(mean),
+            "contribution": lambda: inputs.abs().mean(0),
+        }.get(self.utility, lambda: (inputs - mean).abs().mean(0))()
+        share = th.stack([(activity[columns] * size).mean(1) for size in outgoing]).mean(0)
+        return share / incoming.clamp(min=SMALL) if self.utility == "adaptable_contribution" else share
+
+
+class ReDo(_Recorder):
+    r"""
+    Recycle dormant units: those with :math:`\overline{|h_i|} \le \tau \cdot \mathrm{mean}_k \overline{|h_k|}`.
+
+    Sokar et al. 2023, https://arxiv.org/abs/2302.12902. Published for DQN: tau .025 every 1,000 updates; on Ant tau .1
+    every 100 (Dohare et al.). It means little for activations other than ReLU's. It acts when the next rollout starts,
+    because it changes what the networks compute, and on the activations of all training passes since the last rollout.
+
+    :param tau: threshold of a unit's score
+    :param every: updates of a network from one check to the next, at least
+    :param networks: names of networks; all if None
+    :param seed: of the new weights
+    :raises ValueError: for arguments outside what is accepted, and for networks without hidden units
+    """
+
+    name: ClassVar[str] = "redo"
+
+    def __init__(
+        self, tau: float = 0.025, every: int = 1000, networks: Iterable[str] | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(networks=networks, seed=seed)
+        check_number("tau", tau, 0)
+        check_count("every", every, 1)
+        self.tau = tau
+        self.every = every
+
+    @override
+    @th.no_grad()
+    def after_update(self, networks: tuple[Network, ...]) -> None:
+        for layer in self._layers(networks):
+            activity = self._activity(layer)
+            if activity is None:
+                continue
+            inputs, columns = activity
+            state = self._state_of(layer)
+            state["updates"] = state.get("updates", 0) + 1
+            for key, values in (("sum", inputs.sum(0)), ("size", inputs.abs().sum(0))):
+                state[key] = state.get(key, 0) + values[columns]
+            state["rows"] = state.get("rows", 0) + len(inputs)
+
+    @override
+    @th.no_grad()
+    def rollout_start(self) -> None:
+        for layer in self._layers(self.targets.values()):
+            state = self._state_of(layer)
+            if state.get("rows", 0) == 0:
+                continue
+            rows, means = state.pop("rows"), state.pop("sum")
+            size = state.pop("size").mean(1) / rows
+            if state["updates"] < self.every:
+                continue
+            state["updates"] = 0
+            chosen = size / (size.mean() + SMALL) <= self.tau
+            self.observe("dormant_units", chosen.float().mean())
+            self._recycle(layer, chosen, self._means(layer, means / rows))
+
+
+class ReGraMa(_Recycler):
+    r"""
+    Recycle units whose gradient has vanished: those whose incoming weights have a mean absolute gradient of at most
+    :math:`\tau` times the layer's mean.
+
+    *Measure gradients, not activations* (2025), https://arxiv.org/abs/2505.24061: tau .01 every 1,000 updates. It needs
+    no activations and serves any nonlinearity; units are cleared without moving their mean contribution. A penalty on
+    parameters is part of their gradient: let it not hide the loss's.
+
+    :param tau: threshold of a unit's score
+    :param every: updates from one check to the next
+    :param networks: names of networks; all if None
+    :param seed: of the new weights
+    :raises ValueError: for arguments outside what is accepted, and for networks without hidden units
+    """
+
+    name: ClassVar[str] = "regrama"
+
+    def __init__(
+        self, tau: float = 0.01, every: int = 1000, networks: Iterable[str] | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(networks=networks, seed=seed)
+        check_number("tau", tau, 0)
+        check_count("every", every, 1)
+        self.tau = tau
+        self.every = every
+
+    @override
+    @th.no_grad()
+    def after_update(self, networks: tuple[Network, ...]) -> None:
+        for layer in self._layers(networks):
+            state = self._state_of(layer)
+            state["updates"] = state.get("updates", 0) + 1
+            score = gradient_score(self.root, layer)
+            if state["updates"] % self.every == 0 and score is not None:
+                self._recycle(layer, score <= self.tau)
+
+
+class SelfNormalizedResets(_Recorder):
+    r"""
+    Self-normalised resets: a unit starts afresh when it has been silent for longer than is usual for it.
+
+    Farias and Jozefiak, ICLR 2025, https://arxiv.org/abs/2410.20098. Of each unit, the number of samples since it last
+    fired is compared with a percentile of those numbers at its own firings; ages are counted from update to update, and
+    kept in bins that double in width (the authors keep 20,000 counters a unit). The threshold starts at 10,000 samples,
+    is refreshed every ``refresh`` updates (doubled where the percentile is not below it), and stays between a batch and
+    20,000 samples. For ReLU alone.
+
+    :param percentile: of a unit's own ages at firing
+    :param refresh: updates from one refreshing of the thresholds to the next
+    :param networks: names of networks; all if None
+    :param seed: of the new weights
+    :raises ValueError: for arguments outside what is accepted, for networks without hidden units, and for other
+        activations than ReLU
+    """
+
+    def __init__(
+        self, percentile: float = 0.9, refresh: int = 100, networks: Iterable[str] | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(networks=networks, seed=seed)
+        check_number("percentile", percentile, above=0, below=1)
+        check_count("refresh", refresh, 1)
+        self.percentile = percentile
+        self.refresh = refresh
+
+    @override
+    def setup(self) -> None:
+        super().setup()
+        for layer in self._layers(self.targets.values()):
+            if not layer.activation.startswith("relu"):
+                raise must_be(f"activation of {layer.name}", f"'relu' for {self.name}", layer.activation)
+
+    @override
+    @th.no_grad()
+    def after_update(self, networks: tuple[Network, ...]) -> None:
+        for layer in self._layers(networks):
+            activity = self._activity(layer)
+            if activity is None:
+                continue
+            inputs, columns = activity
+            state = self._state_of(layer, age=0, threshold=10_000)
+            state.setdefault("counts", th.zeros(layer.n_units, BINS, device=inputs.device))
+            state["updates"] = state.get("updates", 0) + 1
+            fired = (inputs > 0).any(0)[columns].any(1)
+            bins = (state["age"] + 1).log2().floor().long().clamp(max=BINS - 1)
+            state["counts"][fired, bins[fired]] += 1
+            state["age"] = th.where(fired, th.zeros_like(state["age"]), state["age"] + len(inputs))
+            if state["updates"] % self.refresh == 0:
+                self._refresh(state, len(inputs))
+            chosen = state["age"] >= state["threshold"]
+            self._recycle(layer, chosen)
+            state["age"][chosen] = 0
+            state["counts"][chosen] = 0
+            state["threshold"][chosen] = 10_000
+
+    def _refresh(self, state: dict[str, Any], batch: int) -> None:
+        counts = state["counts"]
+        cumulative = counts.cumsum(1)
+        place = (cumulative < self.percentile * cumulative[:, -1:]).sum(1)
+        age = 2.0 ** (place + 1) - 1  # the upper end of the bin
+        known = cumulative[:, -1] > 0
+        proposed = th.where(age < state["threshold"], age, 2 * state["threshold"])
+        state["threshold"] = th.where(known, proposed, state["threshold"]).clamp(batch, max(20_000, batch))
+
+
+class CalibratedPartialResets(_Recycler):
+    r"""
+    Calibrated partial resets: units with small gradients move a little way towards fresh ones.
+
+    2026, https://arxiv.org/abs/2607.24996. :math:`u \leftarrow .99 u + .01 s` from 1, with s the mean absolute gradient
+    of a unit's incoming weights over its layer's mean. Every ``every`` updates
+    :math:`\phi = \min(1, 2\, \mathrm{sigmoid}(-16 (u - 1)))`, the incoming weights become
+    :math:`(1 - \rho \phi) W_i + \rho \phi W^\text{fresh}_i`, the outgoing ones :math:`(1 - \rho \phi) V_i`, and u is 1
+    again. Biases, the output layers' rows and the optimizer's moments are left alone.
+
+    :param rho: size of a reset; .015 for Ant, .05 for Humanoid
+    :param every: updates from one reset to the next
+    :param decay_rate: of the score
+    :param networks: names of networks; all if None
+    :param seed: of the new weights
+    :raises ValueError: for arguments outside what is accepted, and for networks without hidden units
+    """
+
+    def __init__(
+        self,
+        rho: float = 0.015,
+        every: int = 1000,
+        decay_rate: float = 0.99,
+        networks: Iterable[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(networks=networks, seed=seed)
+        check_number("rho", rho, 0, 1)
+        check_count("every", every, 1)
+        check_number("decay_rate", decay_rate, 0, below=1)
+        self.rho = rho
+        self.every = every
+        self.decay_rate = decay_rate
+
+    @override
+    @th.no_grad()
+    def after_update(self, networks: tuple[Network, ...]) -> None:
+        for layer in self._layers(networks):
+            score = gradient_score(self.root, layer)
+            if score is None:
+                continue
+            state = self._state_of(layer, utility=1)
+            state["updates"] = state.get("updates", 0) + 1
+            state["utility"].lerp_(score, 1 - self.decay_rate)
+            if state["updates"] % self.every == 0 and self.rho > 0:
+                self._move(layer, self.rho * (2 * th.sigmoid(-16 * (state["utility"] - 1))).clamp(max=1))
+                state["utility"].fill_(1)
+
+    def _move(self, layer: HiddenLayer, share: th.Tensor) -> None:
+        """Move each unit by its share, (units,), towards a fresh one."""
+        self.observe("mean_share", share.mean())
+        weight = self.root.get_parameter(layer.weight)
+        fresh = self.rows.take(layer, layer.n_units)[layer.weight].to(weight)
+        weight.lerp_(fresh, share.reshape(-1, *[1] * (weight.ndim - 1)).expand_as(weight))
+        for consumer in layer.consumers:
+            reader = self.root.get_parameter(consumer.weight)
+            keep = th.ones(reader.shape[1], dtype=reader.dtype, device=reader.device)
+            keep[consumer.columns.to(reader.device)] = (1 - share)[:, None].to(reader)
+            reader.mul_(keep.reshape(-1, *[1] * (reader.ndim - 2)))
+
+
+def gradient_score(root: nn.Module, layer: HiddenLayer) -> th.Tensor | None:
+    """
+    Score units by their gradients.
+
+    :param root: that the layer's names refer to
+    :param layer: whose units
+    :return: (units,), mean absolute gradient of the incoming weights over its mean in the layer; None without gradient
+    """
+    gradient = root.get_parameter(layer.weight).grad
+    if gradient is None:
+        return None
+    size = gradient.abs().flatten(1).mean(1)
+    return size / (size.mean() + SMALL)
+
+
+def fresh_parameters(agent: Agent, root: nn.Module) -> Any:
+    """
+    Give what draws newly initialised parameters without any global generator noticing.
+
+    :param agent: whose
+    :param root: the module that holds all its networks
+    :return: ``fresh(seed)`` -> parameters by name in ``root``
+    """
+    if agent.model is not None:
+        return lambda seed: dict(fresh_policy(agent.model, seed).named_parameters())
+
+    def fresh(seed: int) -> dict[str, th.Tensor]:
+        new = copy.deepcopy(root)
+        with own_generators(seed):
+            for module in new.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+        return dict(new.named_parameters())
+
+    return fresh
+
+
+def _is_trained(network: Network, layer: HiddenLayer) -> bool:
+    names = [layer.weight, *(consumer.weight for consumer in layer.consumers)]
+    return all(network.root.get_parameter(name).requires_grad for name in names)
