@@ -6,6 +6,7 @@ from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.callback import MitigationCallback
 from sb3_plasticity.mitigations.churn import ChurnReduction
 from sb3_plasticity.mitigations.effective_rank import EffectiveRank
+from sb3_plasticity.mitigations.optimizers import TRAC, UPGD, MuonAdam
 from sb3_plasticity.mitigations.penalties import (
     L2,
     FeatureNorm,
@@ -13,8 +14,7 @@ from sb3_plasticity.mitigations.penalties import (
     Parseval,
     RegenerativeWasserstein,
     SpectralRegularization,
-from sb3_plasticity.mitigations.optimizers import TRAC, UPGD, MuonAdam
-from sb3_plasticity.mitigations.penalties import L2
+)
 from sb3_plasticity.mitigations.recycling import (
     CalibratedPartialResets,
     ContinualBackprop,
