@@ -82,7 +82,7 @@ def _name_of(maker: Any) -> str | Maker:
     module, name = getattr(maker, "__module__", ""), getattr(maker, "__qualname__", "")
     if module != "__main__" and getattr(sys.modules.get(module), name, None) is maker:
         return f"{module}:{name}"
-    return maker  # type: ignore[no-any-return]
+    return maker
 
 
 def _wrapped(

@@ -53,4 +53,4 @@ def continual_minigrid(
 def _room(room: str, **kwargs: Any) -> gym.Env[Any, Any]:
     from minigrid.wrappers import ImgObsWrapper
 
-    return FlattenObservation(ImgObsWrapper(gym.make(room, **kwargs)))  # type: ignore[no-untyped-call]
+    return FlattenObservation(ImgObsWrapper(gym.make(room, **kwargs)))

@@ -306,7 +306,12 @@ def test_bad_clocks_are_refused():
 
 @pytest.mark.parametrize(
     ("typo", "meant"),
-    [("parametr", "parameter"), ("healthy_rewrd", "healthy_reward"), ("frame_skp", "frame_skip"), ("widht", "width")],
+    [
+        ("parameterx", "parameter"),
+        ("healthy_rewrd", "healthy_reward"),
+        ("frame_skp", "frame_skip"),
+        ("widthx", "width"),
+    ],
 )
 def test_mistyped_keywords_name_the_nearest(typo, meant):
     with pytest.raises(TypeError, match=rf"unexpected keyword argument '{typo}' \(did you mean '{meant}'\?\)"):

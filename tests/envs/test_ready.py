@@ -142,8 +142,8 @@ def test_a_missing_package_says_which_extra_to_install(env_id, module, monkeypat
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match=r"`parameter` must be one of .* got 'lenth' \(did you mean 'length'\?\)"):
-        gym.make("ContinualCartPole-v0", parameter="lenth")
+    with pytest.raises(ValueError, match=r"`parameter` must be one of .* got 'lengthx' \(did you mean 'length'\?\)"):
+        gym.make("ContinualCartPole-v0", parameter="lengthx")
     with pytest.raises(ValueError, match=r"`schedule` must be one of values > 0 for 'length', got 0.0"):
         gym.make("ContinualCartPole-v0", schedule={"kind": "constant", "value": 0})
     pytest.importorskip("minatar")
