@@ -5,7 +5,7 @@ from sb3_plasticity.mitigations.attachment import Attachment, attached, attachme
 from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.callback import MitigationCallback
 from sb3_plasticity.mitigations.churn import ChurnReduction
-from sb3_plasticity.mitigations.effective_rank import EffectiveRank
+from sb3_plasticity.mitigations.effective_rank import EffectiveRank, RankAscent
 from sb3_plasticity.mitigations.optimizers import TRAC, UPGD, MuonAdam
 from sb3_plasticity.mitigations.penalties import (
     L2,
@@ -31,6 +31,7 @@ __all__ = [
     "FeatureNorm",
     "L2Init",
     "Parseval",
+    "RankAscent",
     "RegenerativeWasserstein",
     "SpectralRegularization",
     "L2",

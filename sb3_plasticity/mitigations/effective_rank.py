@@ -1,17 +1,22 @@
-"""The effective rank of hidden features as a term of the loss: the ER in L2-ER."""
+"""The effective rank of hidden features, the ER in L2-ER: as a term of the loss, or in gradient steps of its own."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
 from typing_extensions import override
 
 from sb3_plasticity.agents.networks import Network
+from sb3_plasticity.common.actor_critic import evaluate_samples, record_features
 from sb3_plasticity.common.checks import check_choice, must_be
 from sb3_plasticity.common.objective import ER_AGGREGATES, ErAggregate, features_rank
 from sb3_plasticity.common.rank import RANKS_OF, RankOf
+from sb3_plasticity.common.rollout import is_recurrent, rollout_samples, rollout_size
 from sb3_plasticity.mitigations.base import Mitigation
+
+NONFINITE_GRADIENT = "effective_rank has a NaN or infinite gradient"
 
 
 class EffectiveRank(Mitigation):
@@ -64,3 +69,96 @@ class EffectiveRank(Mitigation):
             raise FloatingPointError(f"{self.name}: {error}") from error
         assert rank is not None, "a network without hidden layers has no features"
         return -rank
+
+
+class RankAscent(EffectiveRank):
+    r"""
+    Raise the effective rank of hidden features by plain gradient steps of its own, as the L2-ER authors' code does.
+
+    Before each pass over the rollout, :math:`\theta \leftarrow \theta + \text{coef} \, \nabla_\theta
+    \sum_\text{networks} \text{erank}` on the features of the whole rollout: outside the optimizer, its moments and
+    SB3's clipping. For on-policy algorithms without recurrence.
+
+    :param coef: size of the step, or a schedule
+    :param networks: names of networks; all if None
+    :param rank_of: as of :class:`EffectiveRank`
+    :param aggregate: as of :class:`EffectiveRank`
+    """
+
+    exclusive = "rank ascent"
+
+    def __init__(
+        self,
+        coef: float | Schedule | str = 1e-6,
+        networks: Iterable[str] | None = None,
+        rank_of: RankOf = "covariance",
+        aggregate: ErAggregate = "mean",
+    ) -> None:
+        super().__init__(coef, networks=networks, rank_of=rank_of, aggregate=aggregate)
+
+    @override
+    def setup(self) -> None:
+        super().setup()
+        buffer = getattr(self.agent.model, "rollout_buffer", None)
+        if buffer is None or is_recurrent(buffer):
+            kind = type(self.agent.model).__name__
+            raise must_be("model", "an on-policy algorithm without recurrence for rank_ascent", kind)
+
+        self._updates = 0  # of this rollout
+
+    @override
+    def feature_layers(self, network: Network) -> tuple[str, ...]:
+        return ()  # the updates' own features are left alone
+
+    @override
+    def rollout_end(self) -> None:
+        self._updates = 0
+        self._ascend()
+
+    @override
+    def after_update(self, networks: tuple[Network, ...]) -> None:
+        model: Any = self.agent.model
+        self._updates += 1
+        size = rollout_size(model.rollout_buffer)
+        in_a_pass = -(-size // getattr(model, "batch_size", size))
+        passes = getattr(model, "n_epochs", 1)
+        if self._updates % in_a_pass == 0 and self._updates < passes * in_a_pass:
+            self._ascend()
+
+    def _ascend(self) -> None:
+        """Take one step, where there is anything to rank."""
+        layers = {name: network.features for name, network in self.targets.items() if network.features}
+        strength = self.strength()
+        if strength == 0 or not layers:
+            return
+        policy: Any = self.agent.model.policy
+        training = policy.training
+        policy.set_training_mode(True)
+        with th.enable_grad(), record_features(policy, [name for names in layers.values() for name in names]) as found:
+            evaluate_samples(policy, rollout_samples(self.agent.model.rollout_buffer))
+        policy.set_training_mode(training)
+        penalties = [
+            self.feature_penalty(self.targets[name], {layer: found[layer] for layer in names})
+            for name, names in layers.items()
+        ]
+        for penalty in penalties:
+            self.observe("penalty", penalty.detach())
+        gradient_step(list(self.parameters.values()), th.stack(penalties).sum(), strength)
+
+
+def gradient_step(parameters: list[nn.Parameter], loss: th.Tensor, step_size: float) -> None:
+    """
+    Take one plain gradient step on a term of the effective rank.
+
+    :param parameters: trainable parameters
+    :param loss: scalar, with graph
+    :param step_size: of the step
+    :raises FloatingPointError: when the gradient holds a NaN or infinity; the parameters are then unchanged
+    """
+    gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    if not all(th.isfinite(gradient).all() for _, gradient in pairs):
+        raise FloatingPointError(NONFINITE_GRADIENT)
+    with th.no_grad():
+        for parameter, gradient in pairs:
+            parameter.sub_(gradient, alpha=step_size)

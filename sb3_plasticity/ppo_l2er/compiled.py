@@ -26,11 +26,10 @@ from sb3_plasticity.common.objective import PPOCoefficients, l2_penalty, ppo_ter
 from sb3_plasticity.common.rollout import Samples
 from sb3_plasticity.mitigations.attachment import Attachment
 from sb3_plasticity.mitigations.base import Mitigation
-from sb3_plasticity.mitigations.effective_rank import EffectiveRank
+from sb3_plasticity.mitigations.effective_rank import NONFINITE_GRADIENT, EffectiveRank
 from sb3_plasticity.ppo_l2er.inductor import CompilationError, Program, compile_program, no_compiler
 from sb3_plasticity.ppo_l2er.update import (
     NONFINITE_FEATURES,
-    NONFINITE_RANK_GRADIENT,
     _RowsRank,
     policy_features,
     rank_loss,
@@ -366,7 +365,7 @@ class CompiledUpdate:
         with th.no_grad():
             loss, finite = program(*self._ascent_inputs(samples, step_size))[0].tolist()
         if not finite:
-            raise FloatingPointError(NONFINITE_FEATURES if math.isnan(loss) else NONFINITE_RANK_GRADIENT)
+            raise FloatingPointError(NONFINITE_FEATURES if math.isnan(loss) else NONFINITE_GRADIENT)
         return float(loss)
 
     def prepare_ascent(self, samples: Samples) -> Program:

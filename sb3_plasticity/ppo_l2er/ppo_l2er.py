@@ -28,7 +28,7 @@ from sb3_plasticity.common.rank import RANKS_OF, RankOf
 from sb3_plasticity.common.rollout import Samples, rollout_samples, rollout_size
 from sb3_plasticity.mitigations.attachment import Attachment, attachments_of
 from sb3_plasticity.mitigations.base import Agent, Mitigation
-from sb3_plasticity.mitigations.effective_rank import EffectiveRank
+from sb3_plasticity.mitigations.effective_rank import EffectiveRank, gradient_step
 from sb3_plasticity.mitigations.penalties import L2
 from sb3_plasticity.ppo_l2er.acting import lean_acting
 from sb3_plasticity.ppo_l2er.compiled import (
@@ -47,7 +47,6 @@ from sb3_plasticity.ppo_l2er.update import (
     Minibatches,
     _RowsRank,
     policy_features,
-    rank_ascent_step,
     rank_loss,
     rank_penalties,
     ranked_layers,
@@ -482,7 +481,7 @@ class PPO_L2ER(PPO):
             return
         loss = rank_loss(self._rank, policy_features(self._rank, rollout_samples(self.rollout_buffer)))
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        rank_ascent_step(parameters, loss, self._ascent)
+        gradient_step(parameters, loss, self._ascent)
         self._er_losses.append(loss.item())
 
     def _rollout_ranks(self) -> dict[str, float]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import nn
 from typing_extensions import override
 
 from sb3_plasticity.agents.networks import Network
@@ -17,7 +16,6 @@ from sb3_plasticity.common.rollout import Samples
 from sb3_plasticity.mitigations.effective_rank import EffectiveRank
 
 NONFINITE_FEATURES = "effective_rank: features contain NaN or infinity"
-NONFINITE_RANK_GRADIENT = "effective_rank has a NaN or infinite gradient"
 
 
 class Minibatches:
@@ -142,24 +140,6 @@ def rank_loss(rank: EffectiveRank, features: Mapping[str, th.Tensor]) -> th.Tens
     :return: scalar
     """
     return th.stack(list(rank_penalties(rank, features).values())).sum()
-
-
-def rank_ascent_step(parameters: list[nn.Parameter], er_loss: th.Tensor, step_size: float) -> None:
-    """
-    One plain gradient step on -(erank_policy + erank_value): the authors' practice.
-
-    :param parameters: trainable parameters
-    :param er_loss: scalar, with graph
-    :param step_size: of the step
-    :raises FloatingPointError: when the gradient holds a NaN or infinity; the parameters are then unchanged
-    """
-    gradients = th.autograd.grad(er_loss, parameters, allow_unused=True)
-    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-    if not all(th.isfinite(gradient).all() for _, gradient in pairs):
-        raise FloatingPointError(NONFINITE_RANK_GRADIENT)
-    with th.no_grad():
-        for parameter, gradient in pairs:
-            parameter.sub_(gradient, alpha=step_size)
 
 
 class GradientCheck:

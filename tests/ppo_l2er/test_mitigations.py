@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from torch import nn
 
 from sb3_plasticity import PPO_L2ER
@@ -15,6 +15,7 @@ from sb3_plasticity.mitigations import (
     EffectiveRank,
     Mitigation,
     MitigationCallback,
+    RankAscent,
     attached,
     find_mitigation,
     make_mitigations,
@@ -45,6 +46,26 @@ def test_stock_ppo_with_both_mitigations_is_ppo_l2er(interval, aggregate, rank_o
     assert_close(stock, ours, rtol=0, atol=1e-6)
     distances = [(value - parameters(plain)[name]).abs().max() for name, value in parameters(ours).items()]
     assert max(distances) > 1e-4
+
+
+@pytest.mark.parametrize("target_kl", [None, 1e-4])
+def test_rank_ascent_is_the_step_mode(target_kl):
+    arguments = SMALL | dict(n_epochs=3, batch_size=24, target_kl=target_kl, learning_rate=3e-3)
+    part = RankAscent(5e-3, rank_of="features")
+    stock = PPO("MlpPolicy", "Pendulum-v1", **arguments).learn(192, callback=MitigationCallback(part))
+    step = dict(er_mode="step", er_coef=5e-3, l2_coef=0.0, rank_of="features")
+    ours = PPO_L2ER("MlpPolicy", "Pendulum-v1", **step, **arguments).learn(192)
+    assert (target_kl is not None) == (stock._n_updates < 9), "target_kl did not end an update"
+    assert_close(stock, ours, rtol=0, atol=1e-6)
+    plain = PPO("MlpPolicy", "Pendulum-v1", **arguments).learn(192)
+    assert max((value - parameters(plain)[name]).abs().max() for name, value in parameters(ours).items()) > 1e-3
+
+
+def test_rank_ascent_needs_a_rollout():
+    with pytest.raises(ValueError, match="`model` must be an on-policy algorithm without recurrence"):
+        DQN("MlpPolicy", "CartPole-v1", policy_kwargs=dict(net_arch=[8])).learn(
+            1, callback=MitigationCallback(RankAscent())
+        )
 
 
 @pytest.mark.parametrize("er_batch_size", [None, 48])
