@@ -15,6 +15,12 @@ from sb3_plasticity.mitigations.penalties import (
     RegenerativeWasserstein,
     SpectralRegularization,
 )
+from sb3_plasticity.mitigations.projections import (
+    NormalizeAndProject,
+    SelectiveWeightReinit,
+    ShrinkAndPerturb,
+    WeightClipping,
+)
 from sb3_plasticity.mitigations.recycling import (
     CalibratedPartialResets,
     ContinualBackprop,
@@ -61,4 +67,8 @@ __all__ = [
     "ReDo",
     "ReGraMa",
     "SelfNormalizedResets",
+    "NormalizeAndProject",
+    "SelectiveWeightReinit",
+    "ShrinkAndPerturb",
+    "WeightClipping",
 ]

@@ -5,8 +5,7 @@ All rates and periods are per update, that is per optimizer step, as in the lite
 settings whose updates per environment step differ, so every recycler logs what it did per million environment steps.
 """
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch as th
@@ -16,10 +15,10 @@ from typing_extensions import override
 from sb3_plasticity.agents.fresh import fresh_policy
 from sb3_plasticity.agents.networks import Network
 from sb3_plasticity.common.checks import check_choice, check_count, check_number, must_be
-from sb3_plasticity.common.generators import own_generators
 from sb3_plasticity.common.networks import Consumer, HiddenLayer
 from sb3_plasticity.common.recycling import FreshRows, recycle_units
 from sb3_plasticity.mitigations.base import Agent, Mitigation
+from sb3_plasticity.mitigations.resets import fresh_parameters
 
 UTILITIES = ("contribution", "weight", "adaptation", "zero_contribution", "adaptable_contribution", "random")
 # Added to the mean over a layer's units, as published.
@@ -52,7 +51,7 @@ class _Recycler(Mitigation):
             accepted = "networks with hidden units that can be told apart"
             raise must_be(f"networks of {self.name}", accepted, ", ".join(self.targets))
         self.root = next(iter(self.targets.values())).root
-        self.rows = FreshRows(fresh_parameters(self.agent, self.root), 7919 * (self.seed + 1))
+        self.rows = FreshRows(fresh_draws(self.agent, self.root), 7919 * (self.seed + 1))
         self.rows.taken = self.state.setdefault("taken", {})
         self.state.setdefault("layers", {})
         self.state.setdefault("recycled", 0)
@@ -451,7 +450,7 @@ def gradient_score(root: nn.Module, layer: HiddenLayer) -> th.Tensor | None:
     return size / (size.mean() + SMALL)
 
 
-def fresh_parameters(agent: Agent, root: nn.Module) -> Any:
+def fresh_draws(agent: Agent, root: nn.Module) -> Callable[[int], dict[str, th.Tensor]]:
     """
     Give what draws newly initialised parameters without any global generator noticing.
 
@@ -459,18 +458,9 @@ def fresh_parameters(agent: Agent, root: nn.Module) -> Any:
     :param root: the module that holds all its networks
     :return: ``fresh(seed)`` -> parameters by name in ``root``
     """
-    if agent.model is not None:
-        return lambda seed: dict(fresh_policy(agent.model, seed).named_parameters())
-
-    def fresh(seed: int) -> dict[str, th.Tensor]:
-        new = copy.deepcopy(root)
-        with own_generators(seed):
-            for module in new.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
-        return dict(new.named_parameters())
-
-    return fresh
+    if agent.model is None:
+        return lambda seed: fresh_parameters(root, seed)
+    return lambda seed: dict(fresh_policy(agent.model, seed).named_parameters())
 
 
 def _is_trained(network: Network, layer: HiddenLayer) -> bool:
