@@ -58,7 +58,7 @@ class OverviewCallback(BaseCallback):
         self.logger.record("hparams", hparam, exclude=("stdout", "log", "json", "csv"))
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
+        for info in self.locals.get("infos", ()):
             if "episode" not in info or "task_index" not in info:
                 continue
             task = int(info["task_index"])

@@ -44,7 +44,7 @@ class EpisodeLog(BaseCallback):
 
     def _on_step(self) -> bool:
         assert self._writer is not None
-        for info in self.locals["infos"]:
+        for info in self.locals.get("infos", ()):  # ARS has none
             if "episode" in info:
                 row = {**info, **info["episode"], "step": self.num_timesteps}
                 self._writer.write_row({key: row[key] for key in self._keys if key in row})

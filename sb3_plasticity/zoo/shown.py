@@ -157,6 +157,8 @@ def _run_folder(options: argparse.Namespace) -> Path:
     base: Path = Path(options.folder) / options.algo
     name = file_name(options.env)
     number = int(options.exp_id or get_latest_run_id(str(base), EnvironmentName(options.env)))
+    if number == 0:
+        raise UsageError(f"{base}: there is no run of {options.env}")
     return base / f"{name}_{number}" if options.exp_id >= 0 else base
 
 
