@@ -99,6 +99,7 @@ def summarize_tasks(tasks: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """
     paired = differences(tasks, baseline).rename(columns={"final_return": "difference"})
     whole = tasks.merge(paired[[*RUN, "task_index", "difference"]], how="left", on=[*RUN, "task_index"])
+    whole = whole.sort_values("task_index", kind="stable")
     rows = []
     for (env_id, task, method), part in whole.groupby(["env_id", "task_index", "method"], sort=False):
         steps = part.steps_to_recover.dropna()

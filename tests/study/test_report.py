@@ -82,6 +82,8 @@ def test_figures_and_numbers_lie_beside_it(whole):
     summary = pd.read_csv(path.parent / "summary.csv").set_index(["measure", "method"])
     assert list(summary.n["last_return"]) == [3, 2]
     finals = tasks[tasks.task_index == 2].set_index(["method", "seed"]).final_return
+    by_task = pd.read_csv(path.parent / "by_task.csv")
+    assert by_task.task_index.is_monotonic_increasing and list(by_task.method.unique()) == ["PPO", HOSTILE]
     differences = finals[HOSTILE] - finals["PPO"]  # seed 2 has no partner
     assert summary.value["last_return_difference", HOSTILE] == pytest.approx(differences.mean())
     assert summary.value["last_return", "PPO"] == pytest.approx(finals["PPO"].mean())
