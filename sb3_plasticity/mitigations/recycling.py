@@ -5,6 +5,7 @@ All rates and periods are per update, that is per optimizer step, as in the lite
 settings whose updates per environment step differ, so every recycler logs what it did per million environment steps.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -47,6 +48,10 @@ class _Recycler(Mitigation):
             self.hidden[name] = tuple(own)
             if self.networks is not None and not seen & set(network.layers):
                 raise must_be(f"networks of {self.name}", "networks with hidden units that can be told apart", name)
+        unclear = {layer: why for network in self.targets.values() for layer, why in network.unclear.items()}
+        if unclear:
+            told = "; ".join(f"{layer} ({why})" for layer, why in unclear.items())
+            warnings.warn(f"{self.name} leaves alone layers whose units cannot be told apart: {told}")
         if not seen:
             accepted = "networks with hidden units that can be told apart"
             raise must_be(f"networks of {self.name}", accepted, ", ".join(self.targets))

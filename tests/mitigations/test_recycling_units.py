@@ -218,3 +218,18 @@ def test_what_cannot_be_recycled_is_refused_before_training():
         half.learn(16, callback=MitigationCallback([ReDo(networks=["value"])]))
     with pytest.raises(ValueError, match="at most one that acts on the units of a network, got redo and regrama"):
         make_agent("PPO").learn(16, callback=MitigationCallback([ReDo(), ReGraMa()]))
+
+
+def test_layers_that_are_left_alone_are_named():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(1, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+
+        def forward(self, x):
+            h = th.relu(self.a(x))
+            return self.c(th.relu(self.b(h)) + h)
+
+    with pytest.warns(UserWarning, match=r"redo leaves alone .*: a \(add reads them\); b \(add reads them\)"):
+        with pytest.raises(ValueError, match="hidden units that can be told apart, got 'network'"):
+            steps(Residual(), ReDo(), 1)
