@@ -10,7 +10,7 @@ INDEX ?=
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt $(if $(INDEX),--extra-index-url $(INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest lint format type wheel bench clean
+.PHONY: help demo test test-slow test-oldest lint format type docs wheel bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,9 +50,13 @@ format: $(DEVELOP)  ## let ruff format and fix
 	$(BIN)/ruff format .
 
 # mypy does not follow the mapping of envs/ to sb3_plasticity.envs: two targets.
-type: $(DEVELOP)  ## mypy
+type: $(DEVELOP)  ## mypy, strict
 	$(BIN)/mypy sb3_plasticity
 	$(BIN)/mypy envs
+
+docs: $(DEVELOP)  ## build the documentation, tutorials executed, warnings as errors
+	$(PIP) -e ".[docs]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
 
 wheel: $(DEVELOP)  ## build the wheel, install it in a clean environment, import it from another folder
 	$(BIN)/python tests/check_wheel.py

@@ -31,7 +31,7 @@ def register_nonstationary(
     **kwargs: Any,
 ) -> None:
     """
-    Register an environment that changes.
+    Register an environment that changes::
 
         register_nonstationary("DriftingPole-v0", "CartPole-v1", parameter="gravity",
                                schedule={"kind": "uniform", "low": 5, "high": 15, "period": 50_000})
@@ -82,7 +82,8 @@ def _name_of(maker: Any) -> str | Maker:
     module, name = getattr(maker, "__module__", ""), getattr(maker, "__qualname__", "")
     if module != "__main__" and getattr(sys.modules.get(module), name, None) is maker:
         return f"{module}:{name}"
-    return maker
+    result: str | Callable[..., gym.Env[Any, Any]] = maker
+    return result
 
 
 def _wrapped(

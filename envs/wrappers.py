@@ -66,7 +66,7 @@ class _TaskWrapper(Clocked, gym.Wrapper[Any, Any, Any, Any], utils.RecordConstru
 
 class NonStationary(_TaskWrapper):
     """
-    Let a parameter of any environment follow a schedule.
+    Let a parameter of any environment follow a schedule::
 
         env = NonStationary(
             gym.make("CartPole-v1"), "gravity", {"kind": "uniform", "low": 5, "high": 15, "period": 50_000}
