@@ -1,4 +1,5 @@
 import os
+from importlib.util import find_spec
 
 import gymnasium as gym
 import mujoco
@@ -9,6 +10,7 @@ from stable_baselines3.common.vec_env import VecVideoRecorder
 from sb3_plasticity.envs import rendering
 from sb3_plasticity.vec_env import make_nonstationary_vec_env
 
+needs_batch = pytest.mark.skipif(find_spec("mujoco.batch") is None, reason="this MuJoCo has no batches")
 CYCLE = {"kind": "cyclic", "values": [0.25, 1.5], "period": 10}
 
 
@@ -74,7 +76,7 @@ def test_each_environment_draws_into_its_own_context(needs_opengl):
     assert (first[0] != first[1]).any()
 
 
-@pytest.mark.parametrize("backend", ["dummy", "batch"])
+@pytest.mark.parametrize("backend", ["dummy", pytest.param("batch", marks=needs_batch)])
 def test_videos(needs_opengl, backend, tmp_path):
     pytest.importorskip("moviepy")
     env = make_nonstationary_vec_env("SlipperyHopper-v0", 2, 0, backend, {"show_task": True, "schedule": CYCLE})
@@ -87,6 +89,7 @@ def test_videos(needs_opengl, backend, tmp_path):
     assert video.stat().st_size > 1000
 
 
+@needs_batch
 def test_a_batch_draws_what_single_environments_draw(needs_opengl):
     dummy, batch = (
         make_nonstationary_vec_env("SlipperyHopper-v0", 2, 0, backend, {"schedule": CYCLE, "show_task": True})

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sb3_plasticity import doctor
 from sb3_plasticity.cli import main
 from sb3_plasticity.envs.rendering import headless_backend
 
+HAS_BATCH = find_spec("mujoco.batch") is not None  # MuJoCo 3 has none
 AGENT = ["--algo", "ppo_l2er", "--env", "SlipperyAnt-v0"]
 
 
@@ -89,7 +91,7 @@ def test_stock_algorithms_train_on_our_environments(train):
         "--eval-episodes",
         "1",
         "--vec-env",
-        "batch",
+        "batch" if HAS_BATCH else "dummy",
     ]
     status, error = train("--algo", "sac", *options, "-params", "learning_starts:250", "buffer_size:1000")
     assert (status, error) == (0, "")
@@ -147,8 +149,9 @@ def test_without_the_extra_the_command_says_so(tmp_path):
 def test_doctor_finds_packages_and_threads(capsys):
     assert main(["doctor", "packages", "threads", "simulation"]) == 0
     report = capsys.readouterr().out
-    for line in ("ok       torch ", "ok       rl_zoo3", "ok       processors", "with batches of simulations"):
+    for line in ("ok       torch ", "ok       rl_zoo3", "ok       processors"):
         assert line in report
+    assert ("with batches of simulations" in report) == HAS_BATCH
 
 
 def test_doctor_says_what_to_install(monkeypatch, capsys):
