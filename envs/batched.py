@@ -88,7 +88,8 @@ class BatchedRobot(ABC):
 
     def control_cost(self, actions: np.ndarray) -> np.ndarray:
         """Costs of the actions, in the actions' own precision as in the parents."""
-        return self.env._ctrl_cost_weight * np.sum(np.square(actions), axis=1)
+        array: np.ndarray = self.env._ctrl_cost_weight * np.sum(np.square(actions), axis=1)
+        return array
 
     @abstractmethod
     def position(self) -> np.ndarray:
@@ -111,9 +112,12 @@ def distances(qpos: np.ndarray) -> np.ndarray:
 
     :param qpos: positions, the two on the ground first
     """
+    distances: np.ndarray
     if hasattr(np, "vecdot"):
-        return np.sqrt(np.vecdot(qpos[:, :2], qpos[:, :2]))
-    return np.linalg.norm(qpos[:, :2], ord=2, axis=1)  # NumPy 1
+        distances = np.sqrt(np.vecdot(qpos[:, :2], qpos[:, :2]))
+    else:  # NumPy 1
+        distances = np.linalg.norm(qpos[:, :2], ord=2, axis=1)
+    return distances
 
 
 _BATCHED: dict[type[MujocoEnv], type[BatchedRobot]] = {}
@@ -168,4 +172,5 @@ def batch_class() -> type[Batch]:
             f"the installed MuJoCo {mujoco.__version__} has no mujoco.batch, which begins with 3.17; pip install "
             "'mujoco>=4' (pip uninstall mujoco first, if it is a 3)"
         ) from error
-    return Batch
+    result: type[Any] = Batch
+    return result

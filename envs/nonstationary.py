@@ -139,7 +139,7 @@ class NonStationaryMixin(Clocked, MujocoEnv, utils.EzPickle):
         return rendering.render(self.mujoco_renderer, self.render_mode, overlay)
 
     def _set_action_space(self) -> spaces.Space[Any]:
-        space: spaces.Space[Any] = super()._set_action_space()
+        space: spaces.Space[Any] = super()._set_action_space()  # type: ignore[no-untyped-call]
         if self.action_bound is not None:
             space = spaces.Box(-self.action_bound, self.action_bound, space.shape, np.float32)
         self.action_space = space

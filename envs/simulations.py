@@ -137,7 +137,8 @@ class BatchedSimulations:
         mujoco.mj_forward(env.model, env.data)
         env._task = self.tasks[i]
         env._applied = None  # the model is no longer as the template's own bookkeeping has it
-        return env
+        result: NonStationaryMixin = env
+        return result
 
     def _apply(self, ids: Sequence[int], tasks: Sequence[Task]) -> None:
         parameter = self.template.parameter

@@ -39,7 +39,17 @@ from tqdm import tqdm
 
 from sb3_plasticity import Spectrum, effective_rank, ggn_spectrum, hessian_spectrum
 from sb3_plasticity.curvature.plots import decorate_symlog, plot_density, symlog
-from sb3_plasticity.study.statistics import Fit, band, centred, coverage, fit, interval
+from sb3_plasticity.study.statistics import (
+    Estimate,
+    band,
+    centred,
+    cluster_interval,
+    clusters,
+    coverage,
+    interval,
+    r_squared,
+    spearman,
+)
 
 METHODS = ("BP", "L2", "ER", "L2-ER")
 # Okabe and Ito's palette, which the colour-blind can tell apart.
@@ -49,6 +59,24 @@ ER_INTERVAL = 4
 HESSIAN_SAMPLES, LANCZOS_STEPS, GGN_SAMPLES = 512, 200, 128
 # For the progress bar: a count that worker processes share.
 finished_tasks: Any = None
+
+
+class Fit(NamedTuple):
+    """
+    A straight line through task starts, its intervals over seeds.
+
+    :param slope: accuracy per unit of the epsilon-rank
+    :param intercept: accuracy at rank 0
+    :param r_squared: share of the variance that the line explains
+    :param spearman: rank correlation
+    :param n: task starts
+    """
+
+    slope: float
+    intercept: float
+    r_squared: Estimate
+    spearman: Estimate
+    n: int
 
 
 class Task(NamedTuple):
@@ -238,7 +266,14 @@ def fit_accuracy(table: pd.DataFrame, column: str, within: str | None = None) ->
     x, y = (100 * measured[name].to_numpy() for name in (column, "accuracy"))
     if within:
         x, y = (centred(values, measured[within].to_numpy()) for values in (x, y))
-    return fit(x, y, measured.seed.to_numpy())
+    keep = np.isfinite(x) & np.isfinite(y)
+    points = np.stack([x[keep], y[keep]], axis=1)
+    if len(points) < 3 or np.isnan(r_squared(points)):
+        return None
+    members = clusters(points, measured.seed.to_numpy()[keep])
+    slope, intercept = np.polyfit(points[:, 0], points[:, 1], 1)
+    intervals = (cluster_interval(members, statistic) for statistic in (r_squared, spearman))
+    return Fit(float(slope), float(intercept), *intervals, n=len(points))
 
 
 def report(table: pd.DataFrame) -> str:

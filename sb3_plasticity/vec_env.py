@@ -107,7 +107,8 @@ class MujocoBatchVecEnv(VecEnv):
         self.task_indices, self.task_values = columns["task_index"], columns["task_value"]
         self._reset_seeds()
         self._reset_options()
-        return observations
+        array: np.ndarray = observations
+        return array
 
     def step_async(self, actions: np.ndarray) -> None:
         """
@@ -148,7 +149,8 @@ class MujocoBatchVecEnv(VecEnv):
     def _infos(self, outcome: Outcome, dones: np.ndarray, by_time: np.ndarray) -> list[dict[str, Any]]:
         if self.infos == "all":
             outcome.columns["TimeLimit.truncated"] = by_time.tolist()
-            return outcome.infos()
+            result: list[dict[str, Any]] = outcome.infos()
+            return result
         # one empty dictionary for all others: dictionaries would cost more than the physics of thousands of simulations
         infos: list[dict[str, Any]] = [_NO_INFO] * self.num_envs  # type: ignore[list-item]
         for i in np.flatnonzero(dones).tolist():

@@ -57,7 +57,8 @@ class BatchedAnt(BatchedRobot):
 
     @override
     def position(self) -> np.ndarray:
-        return self.xpos[:, self.body, :2].copy()
+        array: np.ndarray = self.xpos[:, self.body, :2].copy()
+        return array
 
     @override
     def outcome(self, before: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Columns]:

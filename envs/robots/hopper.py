@@ -24,4 +24,5 @@ class BatchedHopper(BatchedWalker2d):
         low, high = self.env._healthy_state_range
         qpos, qvel = self.qpos[:, 2:], self.qvel
         within = ((low < qpos) & (qpos < high)).all(axis=1) & ((low < qvel) & (qvel < high)).all(axis=1)
-        return within & super().healthy()
+        array: np.ndarray = within & super().healthy()
+        return array

@@ -54,7 +54,8 @@ class BatchedHumanoid(BatchedRobot):
         if masses is None:
             masses = np.broadcast_to(self.env.model.body_mass, self.xipos.shape[:2])
         centre = np.einsum("nb,nbj->nj", masses, self.xipos) / masses.sum(axis=1, keepdims=True)
-        return centre[:, :2]
+        array: np.ndarray = centre[:, :2]
+        return array
 
     @override
     def control_cost(self, actions: np.ndarray) -> np.ndarray:

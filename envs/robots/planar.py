@@ -17,7 +17,8 @@ class BatchedPlanar(BatchedRobot):
 
     @override
     def position(self) -> np.ndarray:
-        return self.qpos[:, 0].copy()
+        array: np.ndarray = self.qpos[:, 0].copy()
+        return array
 
     def forward(self, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """

@@ -31,7 +31,8 @@ class BatchedSwimmer(BatchedRobot):
 
     @override
     def position(self) -> np.ndarray:
-        return self.qpos[:, :2].copy()
+        array: np.ndarray = self.qpos[:, :2].copy()
+        return array
 
     @override
     def outcome(self, before: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Columns]:

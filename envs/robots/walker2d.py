@@ -28,7 +28,8 @@ class BatchedWalker2d(BatchedPlanar):
         """Which robots are healthy, as the parent's ``is_healthy``."""
         (low, high), (least, most) = self.env._healthy_z_range, self.env._healthy_angle_range
         height, angle = self.qpos[:, 1], self.qpos[:, 2]
-        return (low < height) & (height < high) & (least < angle) & (angle < most)
+        array: np.ndarray = (low < height) & (height < high) & (least < angle) & (angle < most)
+        return array
 
     @override
     def outcome(self, before: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Columns]:

@@ -86,7 +86,7 @@ def act(actor: Any, observations: Any, noise: th.Tensor) -> tuple[th.Tensor, th.
     gaussian = normal.mean + normal.stddev * noise
     actions = th.tanh(gaussian)
     correction = th.log(1 - actions**2 + _SQUASH_EPSILON)
-    log_prob: th.Tensor = normal.log_prob(gaussian)  # type: ignore[no-untyped-call]
+    log_prob: th.Tensor = normal.log_prob(gaussian)
     return actions, (log_prob - correction).sum(1, keepdim=True)
 
 

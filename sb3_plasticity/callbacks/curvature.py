@@ -60,7 +60,7 @@ class CurvatureCallback(BaseCallback):
     none a second time. What an interrupted run had recorded in the same folder after that checkpoint is replaced.
 
     TensorBoard gets the scalars ``curvature/<network>/<kind>/<measure>`` (``curvature_end/...`` for the ends of
-    tasks), a histogram of log10 |eigenvalue| and a picture of the density; ``save_dir`` gets one npz file for each
+    tasks), a histogram of ``log10 |eigenvalue|`` and a picture of the density; ``save_dir`` gets one npz file for each
     spectrum, which
     :func:`~sb3_plasticity.curvature.records.load_spectra` turns into a table. ``rank_ceiling`` is the largest
     epsilon-rank that the GGN of ``n_samples`` transitions can have, n_samples * outputs / parameters. Training is

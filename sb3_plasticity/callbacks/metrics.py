@@ -261,7 +261,7 @@ def refit_loss(problem: Problem, steps: int = PROBE_STEPS) -> float | None:
         for _ in range(steps):
             optimizer.zero_grad()
             loss = th.nn.functional.mse_loss(problem.output_fn(leaves, problem.samples), targets)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         return float(th.nn.functional.mse_loss(problem.output_fn(leaves, problem.samples).detach(), targets))
 

@@ -65,7 +65,10 @@ def evaluate_samples(policy: Any, samples: Samples) -> tuple[th.Tensor, th.Tenso
         context = samples.lstm_states, samples.episode_starts
     elif isinstance(samples, MaskableRolloutBufferSamples):
         context = (samples.action_masks,)
-    return policy.evaluate_actions(samples.observations, actions, *context)
+    result: tuple[th.Tensor, th.Tensor, th.Tensor | None] = policy.evaluate_actions(
+        samples.observations, actions, *context
+    )
+    return result
 
 
 def zero_observation(policy: ActorCriticPolicy) -> PyTorchObs:

@@ -70,7 +70,7 @@ def check_count(name: str, value: object, at_least: int = 0) -> None:
     :param at_least: smallest accepted number
     :raises ValueError: if it is not
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < at_least:  # type: ignore[call-overload]
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < at_least:
         raise must_be(name, f"a whole number >= {at_least}", value)
 
 

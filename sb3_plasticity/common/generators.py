@@ -19,7 +19,7 @@ def own_generators(seed: int) -> Iterator[None]:
     devices = list(range(th.cuda.device_count())) if th.cuda.is_initialized() else []
     with th.random.fork_rng(devices=devices):
         # Not th.manual_seed: it would seed the generators of devices that are not forked.
-        th.random.default_generator.manual_seed(seed)
+        th.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         try:

@@ -17,9 +17,7 @@ def is_available() -> bool:
 
     :return: False where products must run as ever
     """
-    return th.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
-        th.ops.mkldnn, "_linear_pointwise"
-    )
+    return th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")
 
 
 def product(left: th.Tensor, right: th.Tensor) -> th.Tensor:

@@ -37,7 +37,8 @@ def stable_rank(features: th.Tensor) -> th.Tensor:
     values = values / largest  # squares of very small or large entries would leave float32's range
     # float64 for the eigenvalues: in float32 LAPACK returns NaN for some Gram matrices of ReLU features.
     gram = (values @ values.mT if len(values) < values.shape[1] else values.mT @ values).to(th.float64)
-    return gram.trace() / th.linalg.eigvalsh(gram)[-1]
+    value: th.Tensor = gram.trace() / th.linalg.eigvalsh(gram)[-1]
+    return value
 
 
 def dormant_units(features: th.Tensor, tau: float = DORMANT_TAU) -> th.Tensor:
@@ -150,7 +151,8 @@ def largest_singular_value(weight: th.Tensor) -> th.Tensor:
     _check_features(weight)
     matrix = weight.detach().to(th.float64)
     gram = matrix @ matrix.mT if len(matrix) < matrix.shape[1] else matrix.mT @ matrix
-    return th.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt()
+    value: th.Tensor = th.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt()
+    return value
 
 
 def euclidean_norm(tensors: Iterable[th.Tensor]) -> th.Tensor:

@@ -152,12 +152,14 @@ def spread_rows(eligible: np.ndarray, n_samples: int, sequence_length: int | Non
     by_env = eligible.T  # row = env * n_steps + step
     if sequence_length is None:
         candidates = np.flatnonzero(by_env.reshape(-1))
-        return candidates[_spread(len(candidates), n_samples)]
+        rows: np.ndarray = candidates[_spread(len(candidates), n_samples)]
+        return rows
     n_envs, n_steps = by_env.shape
     usable = n_steps - n_steps % sequence_length
     windows = np.arange(n_envs * n_steps).reshape(n_envs, n_steps)[:, :usable].reshape(-1, sequence_length)
     candidates = windows[by_env[:, :usable].reshape(-1, sequence_length).all(1)]
-    return candidates[_spread(len(candidates), n_samples // sequence_length)]
+    rows = candidates[_spread(len(candidates), n_samples // sequence_length)]
+    return rows
 
 
 def _spread(available: int, wanted: int) -> np.ndarray:

@@ -84,8 +84,8 @@ class _RankAndGradient(th.autograd.Function):
 
 
 # An operator, so that a compiled program may hold what depends on values: live columns, the way back to float64.
-_LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define("rank_and_gradient(Tensor features, bool singular) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
+_LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")
+_LIBRARY.define("rank_and_gradient(Tensor features, bool singular) -> (Tensor, Tensor)")
 
 
 def _rank_and_gradient(features: th.Tensor, singular: bool, vectors: bool = True) -> tuple[th.Tensor, th.Tensor | None]:
@@ -190,5 +190,5 @@ def _gram(factor: th.Tensor, block: int = 64) -> th.Tensor:
     return gram
 
 
-_LIBRARY.impl("rank_and_gradient", _rank_and_gradient, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("rank_and_gradient", _rank_and_gradient, "CompositeExplicitAutograd")
 th.library.register_fake("sb3_plasticity::rank_and_gradient", _meta, lib=_LIBRARY)

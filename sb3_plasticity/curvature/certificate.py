@@ -105,7 +105,8 @@ class Draw:
         if whole.all():
             return np.stack([fixed, fixed], 1)
         bounds = gauss_radau_masses(self.nodes[~whole], self.weights[~whole], self.residuals[~whole], points)
-        return fixed[:, None] + bounds
+        array: np.ndarray = fixed[:, None] + bounds
+        return array
 
 
 def gauss_radau_masses(nodes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, points: np.ndarray) -> np.ndarray:

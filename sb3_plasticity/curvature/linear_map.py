@@ -48,7 +48,7 @@ class _Recorder(TorchDispatchMode):
     """Builds a graph of those operations that depend on the arguments, as they run."""
 
     def __init__(self, arguments: list[th.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.constants: dict[str, th.Tensor] = {}
         self.zeros: set[int] = set()

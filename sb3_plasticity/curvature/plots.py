@@ -18,7 +18,8 @@ def symlog(values: np.ndarray, linear: float) -> np.ndarray:
     :param linear: where the axis turns from linear to logarithmic, > 0
     :return: asinh(values / (2 linear)) / ln 10, of the same shape
     """
-    return np.arcsinh(values / (2 * linear)) / np.log(10)
+    array: np.ndarray = np.arcsinh(values / (2 * linear)) / np.log(10)
+    return array
 
 
 def plot_density(axes: Axes, spectrum: Spectrum, *, linear: float = 1e-6, bandwidth: float = 0.1, **line: Any) -> None:

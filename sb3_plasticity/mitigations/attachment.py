@@ -344,7 +344,7 @@ class _Tap:
             self.agent.activations[layer] = as_feature_matrix(module, activation.detach())
         if not any(layer in part.feature_layers(self.network) for part, _ in current.parts):
             return None
-        return (_AddGradient.apply(activation, current, layer), *args[1:])
+        return (_AddGradient.apply(activation, current, layer), *args[1:])  # type: ignore[no-untyped-call]
 
     def _begin(self) -> _Pass:
         parts = []
@@ -384,7 +384,7 @@ class _AddGradient(th.autograd.Function):
         return activation.view_as(activation)
 
     @staticmethod
-    def backward(ctx: Any, gradient: th.Tensor) -> tuple[th.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: th.Tensor) -> tuple[th.Tensor, None, None]:
         addition = ctx.of.gradient(ctx.layer)
         return gradient if addition is None else gradient + addition, None, None
 

@@ -43,9 +43,9 @@ OPTIONS: dict[str, Any] = {
 _ONEDNN_FROM = 64 * 128 * 128
 
 # Inductor accepts mkldnn's own operator with constant weights only; to one that it does not know it just passes on.
-_LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define("product(Tensor left, Tensor weight, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("product", onednn.linear, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY = th.library.Library("sb3_plasticity", "FRAGMENT")
+_LIBRARY.define("product(Tensor left, Tensor weight, Tensor? bias) -> Tensor")
+_LIBRARY.impl("product", onednn.linear, "CPU")
 th.library.register_fake(
     "sb3_plasticity::product", lambda left, weight, bias: left.new_empty(left.shape[0], weight.shape[0]), lib=_LIBRARY
 )
