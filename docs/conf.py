@@ -25,7 +25,6 @@ extensions = [
 exclude_patterns = ["_build", "_scripts", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"sb3_plasticity {release}"
-html_static_path = ["_static"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
