@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import get_latest_run_id, get_trained_models
 from rl_zoo3.load_from_hub import download_from_hub
-from rl_zoo3.utils import get_hf_trained_models
+from rl_zoo3.utils import EnvironmentName, get_hf_trained_models
 
 from sb3_plasticity.common.files import replacing
 from sb3_plasticity.zoo import enjoy

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import create_test_env, get_latest_run_id
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS
+from rl_zoo3.utils import ALGOS, EnvironmentName
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
