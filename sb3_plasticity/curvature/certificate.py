@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import betainc
+from scipy.optimize import brentq
+from scipy.special import betainc, ndtr, ndtri
 
 LEVEL = 0.98
 # A Ritz pair is an eigenpair if its residual is below this share of the largest eigenvalue ...
@@ -237,7 +238,7 @@ def outside(draws: list[Draw], below: float, above: float, rounding: float) -> t
             return float(share > 1e-5 / total) if beyond == 0 else float(share > 1 - 1e-5 / total)
         return float(betainc(beyond / 2, inside / 2, share))
 
-    tail = (1 - LEVEL) / 2
+    tail = _tail(low, high, total)
     base = max(part.counted for part in parts)
     numbers = base + np.arange(round(min(part.counted + part.rest for part in parts) - base) + 1)
     # Both probabilities are monotone in the number.
@@ -248,6 +249,19 @@ def outside(draws: list[Draw], below: float, above: float, rounding: float) -> t
     lowest = max(lowest, *(float(part.ritz) for part in parts), least)
     highest = min(highest, most)
     return estimate, min(lowest, estimate), max(highest, estimate)
+
+
+def _tail(low: float, high: float, total: float) -> float:
+    """
+    Probability of an error that each bound may have, for both together to have that of the interval.
+
+    The mass is at one end of its bounds at most: where they are far apart beside the sampling error, a bound on the
+    other side is never missed (Imbens and Manski 2004, *Confidence intervals for partially identified parameters*).
+    """
+    middle = min(max((low + high) / 2, 1 / total), 1 - 1 / total) if total > 2 else 0.5
+    gap = (high - low) / float(np.sqrt(2 * middle * (1 - middle) / (total + 2)))
+    error = 1 - LEVEL
+    return float(brentq(lambda tail: tail + ndtr(ndtri(tail) - gap) - error, error / 2 * (1 - 1e-9), error))
 
 
 def _first(numbers: np.ndarray, holds: Callable[[float], bool]) -> int:
