@@ -15,6 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
 from sb3_plasticity.common.actor_critic import zero_action, zero_observation
+from sb3_plasticity.common.functional import evaluation_mode
 from sb3_plasticity.common.networks import HiddenLayer, UnitGraph, trace_units
 
 
@@ -203,16 +204,12 @@ def observed(root: nn.Module) -> Iterator[UnitGraph]:
     :param root: the module whose parts will be called inside the context
     :return: what :func:`~sb3_plasticity.common.networks.trace_units` sees
     """
-    modes = {module: module.training for module in root.modules()}
     distributions: list[Any] = [module.action_dist for module in root.modules() if hasattr(module, "action_dist")]
     states = [dict(vars(distribution)) for distribution in distributions]
-    root.eval()
     try:
-        with th.enable_grad(), trace_units(root) as graph:
+        with evaluation_mode(root), th.enable_grad(), trace_units(root) as graph:
             yield graph
     finally:
-        for module, training in modes.items():
-            module.training = training
         for distribution, state in zip(distributions, states, strict=True):  # no graph stays behind
             vars(distribution).clear()
             vars(distribution).update(state)

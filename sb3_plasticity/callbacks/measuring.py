@@ -1,9 +1,9 @@
 """All metrics of one agent's networks on given transitions: the arithmetic behind PlasticityCallback and inspect."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from sb3_plasticity.callbacks.metrics import (
     Problem,
     Update,
 )
-from sb3_plasticity.common.networks import Units, record_units
+from sb3_plasticity.common.functional import evaluation_mode
+from sb3_plasticity.common.networks import Units, read_layers, record_units
 
 # Of each network the names of its parameters, layer by layer.
 Layers = dict[str, dict[str, list[str]]]
@@ -87,16 +88,22 @@ class AgentMeasures:
 
     def measure(self, samples: Any) -> Measures:
         """
-        Take all metrics but those of updates; global generators, gradients and weights stay as they are.
+        Take all metrics but those of updates, in evaluation mode; generators, gradients and weights stay as they are.
 
-        :param samples: transitions; the networks are in evaluation mode
+        :param samples: transitions
         :return: key -> value, layers and networks
         :raises FloatingPointError: for a measure that is NaN or infinite
         :raises ValueError: for units that are
         """
+        with evaluation_mode(self.root):
+            return self._measure(samples)
+
+    def _measure(self, samples: Any) -> Measures:
         objectives = objectives_of(self.model)
         if self._hidden is None:
-            self._hidden = hidden_layers(self.root, self.networks, objectives, samples)
+            self._hidden = set()
+            for name in self.networks:
+                self._hidden |= read_layers(self.root, partial(objectives[name].outputs, self.root, samples))
         units, gradients = self._passes(objectives, samples)
         measures: Measures = {}
         for network in self.networks:
@@ -176,7 +183,7 @@ class AgentMeasures:
 
     def _outputs(self, samples: Any) -> Tensors:
         objectives = objectives_of(self.model)
-        with th.no_grad():
+        with evaluation_mode(self.root), th.no_grad():
             return {name: objectives[name].outputs(self.root, samples).clone() for name in self.networks}
 
     def _optimizer_steps(self) -> dict[str, int | None]:
@@ -277,48 +284,3 @@ def own_layers(networks: Mapping[str, Network]) -> Layers:
                 layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
         found[network] = layers
     return found
-
-
-def hidden_layers(
-    root: nn.Module, networks: Mapping[str, Network], objectives: Mapping[str, Objective], samples: Any
-) -> set[str]:
-    """
-    Find the layers whose outputs another layer of the same network reads, in whatever way.
-
-    :param root: the module that holds all networks
-    :param networks: of an agent
-    :param objectives: of the same names
-    :param samples: transitions to run the networks on
-    :return: names of layers
-    """
-    hidden: set[str] = set()
-    for name, network in networks.items():
-        with th.enable_grad(), _record_calls(root, network.layers) as (inputs, outputs):
-            objectives[name].outputs(root, samples)
-            reading = [tensor.sum() for tensor in inputs if tensor.requires_grad]
-            results = {layer: tensor for layer, tensor in outputs.items() if tensor.requires_grad}
-            if not reading or not results:
-                continue
-            total = th.stack(reading).sum()
-            reached = th.autograd.grad(total, list(results.values()), allow_unused=True)
-        hidden |= {layer for layer, gradient in zip(results, reached, strict=True) if gradient is not None}
-    return hidden
-
-
-@contextmanager
-def _record_calls(root: nn.Module, layers: Sequence[str]) -> Iterator[tuple[list[th.Tensor], Tensors]]:
-    inputs: list[th.Tensor] = []
-    outputs: Tensors = {}
-    handles = []
-    for name in layers:
-
-        def called(_layer: nn.Module, given: tuple[Any, ...], result: Any, name: str = name) -> None:
-            inputs.append(given[0])
-            outputs[name] = result[0] if isinstance(result, tuple) else result
-
-        handles.append(root.get_submodule(name).register_forward_hook(called))
-    try:
-        yield inputs, outputs
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -37,12 +37,19 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """
     Put a module and all in it into evaluation mode, and each back as it was.
 
+    cuDNN's recurrent layers have gradients in training mode only, and no second ones: modules that hold recurrent
+    layers run without cuDNN.
+
     :param module: such as a policy
     """
     modes = {part: part.training for part in module.modules()}
+    cudnn, enabled = th.backends.cudnn, th.backends.cudnn.enabled
     module.eval()
+    if any(isinstance(part, nn.RNNBase) for part in modes):
+        cudnn.enabled = False
     try:
         yield
     finally:
+        cudnn.enabled = enabled
         for part, training in modes.items():
             part.training = training

@@ -4,7 +4,7 @@ The units of a network: which layer makes them, what is applied to them, and whi
 Plain torch. One forward pass of any module is watched; nothing is assumed about how the module is written.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,6 +173,24 @@ def record_units(module: nn.Module) -> Iterator[dict[str, Units]]:
         units[name] = Units(features, follow.activations.get(name, ""))
 
 
+def read_layers(module: nn.Module, function: Callable[[], Any]) -> set[str]:
+    """
+    Find the layers whose outputs another layer reads, in whatever way: automatic differentiation tells.
+
+    :param module: which ``function`` calls; in evaluation mode
+    :param function: runs the module, or a part of it
+    :return: names of linear, convolutional and recurrent layers
+    """
+    with th.enable_grad(), _following(module) as follow:
+        function()
+        inputs = [tensor.sum() for tensor in follow.called.values() if tensor.requires_grad]
+        outputs = {name: tensor for name, tensor in follow.outputs.items() if tensor.requires_grad}
+        if not inputs or not outputs:
+            return set()
+        reached = th.autograd.grad(th.stack(inputs).sum(), list(outputs.values()), allow_unused=True)
+    return {name for name, gradient in zip(outputs, reached, strict=True) if gradient is not None}
+
+
 @contextmanager
 def trace_units(module: nn.Module) -> Iterator[UnitGraph]:
     """
@@ -252,6 +270,7 @@ class _Follow(TorchFunctionMode):
         super().__init__()
         self.layers = layers
         self.called: dict[str, th.Tensor] = {}  # each with the first input it had
+        self.outputs: dict[str, th.Tensor] = {}
         self.ends: dict[str, list[th.Tensor]] = {}
         self.activations: dict[str, str] = {}
         self.first_label: dict[str, int] = {}
@@ -299,6 +318,7 @@ class _Follow(TorchFunctionMode):
 
     def leave(self, name: str, output: th.Tensor) -> None:
         self._inside -= 1
+        self.outputs[name] = output
         ends = self.ends.setdefault(name, [])
         self._latest[id(output)] = (name, len(ends))
         ends.append(output)

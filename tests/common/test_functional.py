@@ -3,7 +3,7 @@
 import torch as th
 from torch import nn
 
-from sb3_plasticity.common.functional import functional_call
+from sb3_plasticity.common.functional import evaluation_mode, functional_call
 
 
 class Shared(nn.Module):
@@ -48,3 +48,15 @@ def test_buffers_and_partial_replacement():
     )
     th.testing.assert_close(result, th.tensor([[0.0, 2.0]]), rtol=1e-4, atol=1e-6)
     assert th.equal(module.running_mean, th.zeros(2))
+
+
+def test_evaluation_mode_leaves_everything_as_it_was():
+    module = nn.Sequential(nn.Dropout(), nn.LSTM(2, 3), nn.BatchNorm1d(3).eval())
+    enabled = th.backends.cudnn.enabled
+    with evaluation_mode(module):
+        assert not any(part.training for part in module.modules())
+        assert not th.backends.cudnn.enabled  # whose recurrent layers have no gradients in evaluation mode
+    assert [part.training for part in module] == [True, True, False]
+    assert th.backends.cudnn.enabled == enabled
+    with evaluation_mode(module[0]):
+        assert th.backends.cudnn.enabled == enabled

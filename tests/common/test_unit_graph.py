@@ -7,7 +7,7 @@ from stable_baselines3.common.envs import FakeImageEnv
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_plasticity.common.networks import trace_units
+from sb3_plasticity.common.networks import read_layers, trace_units
 
 
 def trace(module, *inputs):
@@ -144,6 +144,33 @@ def test_an_lstm_reads_units_and_makes_none():
     assert list(graph.hidden) == ["a"] and graph.outputs == ("c",)
     (consumer,) = graph.hidden["a"].consumers
     assert (consumer.weight, consumer.bias) == ("lstm.weight_ih_l0", "lstm.bias_ih_l0")
+
+
+class Twice(th.autograd.Function):
+    """What no function mode sees."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_layers_that_are_read_in_whatever_way():
+    def forward(n, x):
+        h = Twice.apply(n.a(x))
+        h, _ = n.lstm((h + F.relu_(n.b(h)) @ n.b.weight)[None])
+        with th.no_grad():
+            n.alone(x)
+        return n.c(h[0])
+
+    layers = dict(a=nn.Linear(2, 3), b=nn.Linear(3, 3), lstm=nn.LSTM(3, 4), alone=nn.Linear(2, 2), c=nn.Linear(4, 1))
+    net = Net(forward, **layers)
+    assert read_layers(net, lambda: net(th.ones(1, 2))) == {"a", "b", "lstm"}
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in net.modules())
+    assert read_layers(net.c, lambda: net.c(th.ones(1, 4))) == set()
 
 
 def test_frozen_layers_have_no_units():
