@@ -119,6 +119,8 @@ def load(path: Path, options: argparse.Namespace) -> tuple[BaseAlgorithm, VecEnv
     # A model's own folder may have statistics without any file that speaks of normalisation.
     beside = [checkpoints.statistics_path(path), path.parent / "vecnormalize.pkl"]
     statistics = next((file for file in beside if file.is_file()), None)
+    if statistics is None and was_normalised(data, algorithm):
+        raise UsageError(f"{path}: it acts on normalised observations, and {beside[1].name} is missing beside it")
     try:
         env, task = make_world(path, spec, options)
         if not spec.hyperparams.get("normalize") and statistics is not None:
@@ -139,6 +141,17 @@ def load(path: Path, options: argparse.Namespace) -> tuple[BaseAlgorithm, VecEnv
     except Exception as error:
         raise UsageError(f"{path} in {spec.env_id}: {error}") from error
     return model, env, task
+
+
+def was_normalised(data: Mapping[str, Any], algorithm: type[BaseAlgorithm]) -> bool:
+    """
+    Tell whether a model was trained behind a VecNormalize, which its file does not hold.
+
+    :param data: attributes of the model
+    :param algorithm: of the model; off-policy ones keep their last observation in any case and do not tell
+    :return: True if it certainly was
+    """
+    return issubclass(algorithm, OnPolicyAlgorithm) and data.get("_last_original_obs") is not None
 
 
 def algorithm_of(data: Mapping[str, Any], path: Path) -> type[BaseAlgorithm]:
@@ -192,7 +205,7 @@ def examine(model: BaseAlgorithm, samples: Any) -> tuple[pd.DataFrame, dict[tupl
     """
     metrics = [*DEFAULT_METRICS, trainability(PROBE_STEPS)]
     roots: list[nn.Module] = [model.policy]
-    roots += [fresh_policy(model, CONTROL_SEED + index).eval() for index in range(N_FRESH)]
+    roots += [fresh_policy(model, CONTROL_SEED + index) for index in range(N_FRESH)]
     measured: list[Measures] = []
     spectra: dict[tuple[str, str], Spectrum] = {}
     for place, root in enumerate(roots):

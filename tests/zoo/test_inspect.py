@@ -50,12 +50,18 @@ def test_an_agent_whose_units_are_dead(tmp_path, capsys):
     assert "dead_units is higher" in capsys.readouterr().out
 
 
-def test_statistics_beside_the_model(tmp_path):
+def test_statistics_beside_the_model(tmp_path, capsys):
     env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
     model = PPO("MlpPolicy", env, n_steps=16, n_epochs=1, batch_size=16, **tiny()).learn(16)
     model.save(tmp_path / "model.zip")
     env.save(tmp_path / "vecnormalize.pkl")
-    assert main(["inspect", str(tmp_path / "model.zip"), "--env", "Pendulum-v1", "--steps", "32"]) == 0
+    arguments = ["inspect", str(tmp_path / "model.zip"), "--env", "Pendulum-v1", "--steps", "32"]
+    assert main(arguments) == 0
+    (tmp_path / "vecnormalize.pkl").unlink()
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "acts on normalised observations, and vecnormalize.pkl is missing" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("algorithm", [PPO, PPO_L2ER, A2C, TD3, DDPG, DQN, SAC])
