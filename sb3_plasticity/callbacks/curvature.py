@@ -21,7 +21,7 @@ from sb3_plasticity.agents import networks_of, objectives_of, source_of
 from sb3_plasticity.agents.problems import CurvatureProblem, curvature_problem
 from sb3_plasticity.agents.samples import SampleSource
 from sb3_plasticity.callbacks.progress import Measurement, Progress, records_after
-from sb3_plasticity.callbacks.tensorboard import SERIES, Layout, add_charts, summary_writer
+from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, Layout, add_charts, summary_writer
 from sb3_plasticity.common.checks import check_count, check_names, check_number, must_be
 from sb3_plasticity.common.functional import evaluation_mode
 from sb3_plasticity.common.rank import check_epsilon
@@ -60,11 +60,12 @@ class CurvatureCallback(BaseCallback):
     none a second time. What an interrupted run had recorded in the same folder after that checkpoint is replaced.
 
     TensorBoard gets the scalars ``curvature/<network>/<kind>/<measure>`` (``curvature_end/...`` for the ends of
-    tasks), a histogram of ``log10 |eigenvalue|`` and a picture of the density; ``save_dir`` gets one npz file for each
-    spectrum, which
-    :func:`~sb3_plasticity.curvature.records.load_spectra` turns into a table. ``rank_ceiling`` is the largest
-    epsilon-rank that the GGN of ``n_samples`` transitions can have, n_samples * outputs / parameters. Training is
-    bit-identical with and without this callback. A measurement whose arithmetic overflows is left out with a warning.
+    tasks), a histogram of ``log10 |eigenvalue|`` and a picture of the density; a measure that the quadrature of a
+    Hessian cannot resolve is logged as the ends of its interval, ``<measure>_low`` and ``<measure>_high``. ``save_dir``
+    gets one npz file for each spectrum, which :func:`~sb3_plasticity.curvature.records.load_spectra` turns into a
+    table. ``rank_ceiling`` is the largest epsilon-rank that the GGN or the neural tangent kernel of ``n_samples``
+    transitions can have, n_samples * outputs / parameters. Training is bit-identical with and without this callback. A
+    measurement whose arithmetic overflows is left out with a warning.
 
     :param every: ``"task"``, a number of rollouts, or both as in ``("task", 50)``. Off-policy algorithms have rollouts
         of ``train_freq`` steps. A periodic measurement is on the latest ``n_samples`` transitions, gathered over
@@ -72,11 +73,13 @@ class CurvatureCallback(BaseCallback):
     :param networks: names of networks, such as ``("policy", "value")`` or ``("actor", "critic_0")``, and ``"joint"``,
         the policy and the value network as one; None for all, without ``"joint"``
     :param kinds: some of ``"ggn"`` (exact; a policy's is its Fisher information matrix), ``"hessian"`` (of the
-        network's own loss without the penalties of mitigations, by stochastic Lanczos), ``"kfac"`` and ``"entk"``
+        network's own loss without the penalties of mitigations, by stochastic Lanczos), ``"kfac"`` (the GGN's
+        Kronecker-factored approximation) and ``"entk"`` (the empirical neural tangent kernel, whose rank C-CHAIN, Tang
+        et al. 2025, and others diagnose by)
     :param epsilon: threshold or thresholds of the epsilon-ranks that are logged, on absolute eigenvalues
     :param n_samples: transitions that each spectrum is taken on, at least 2
     :param lanczos_steps: nodes of a draw of the Hessian's spectrum
-    :param draws: start vectors of the Hessian's spectrum; two or more give its measures standard errors
+    :param draws: start vectors of the Hessian's spectrum; more of them make the intervals of its measures narrower
     :param save_dir: folder for the spectra; by default ``curvature`` in the run's log folder
     :param time_budget: share of the wall time since training began that measurements may take, such as 0.03; None for
         no limit. Periodic measurements over it are left out; those of tasks wait, with their weights, until they fit
@@ -334,7 +337,7 @@ class CurvatureCallback(BaseCallback):
                     seconds=time.monotonic() - started,
                     run_id=self._progress.run_id,
                 )
-                if kind == "ggn":
+                if kind in ("ggn", "entk"):
                     info["rank_ceiling"] = min(1.0, n_samples * problem.output_hessian.shape[1] / spectrum.dim)
                 self._keep(dataclasses.replace(spectrum, info=info))
 
@@ -412,14 +415,20 @@ class CurvatureCallback(BaseCallback):
         return path
 
     def _layout(self) -> Layout:
-        """Return TensorBoard's custom scalars: one chart for each network and kind, its epsilon-ranks together."""
+        """
+        Return TensorBoard's custom scalars: one chart for each network and kind, its epsilon-ranks together.
+
+        The overview has all of them at the middle one of the thresholds.
+        """
+        eps = self.epsilon[len(self.epsilon) // 2]
+        every = f"curvature/({'|'.join(self._names)})/({'|'.join(self.kinds)})/epsilon_rank_{eps:g}(_low|_high)?$"
         charts = {}
         for network in self._names:
             for kind in self.kinds:
                 names = [f"epsilon_rank_{eps:g}" for eps in self.epsilon][: SERIES - 1]
                 shown = f"({'|'.join(names)})(_low|_high)?|rank_ceiling"
                 charts[f"{network} {kind}: epsilon-rank"] = ["Multiline", [f"curvature/{network}/{kind}/({shown})$"]]
-        return {"curvature": charts}
+        return {OVERVIEW: {f"epsilon-rank at {eps:g} of the curvature": ["Multiline", [every]]}, "curvature": charts}
 
 
 def _place(info: Mapping[str, Any]) -> tuple[Any, ...]:

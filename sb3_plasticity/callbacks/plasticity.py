@@ -17,9 +17,8 @@ from sb3_plasticity.agents.samples import SampleSource
 from sb3_plasticity.callbacks.curvature import NO_TASK, tasks_of
 from sb3_plasticity.callbacks.measuring import AgentMeasures, Measures
 from sb3_plasticity.callbacks.metrics import DEFAULT_METRICS, Metric, dormant, find_metrics
-from sb3_plasticity.callbacks.tensorboard import SERIES, Layout, add_charts, summary_writer
+from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, Layout, add_charts, summary_writer
 from sb3_plasticity.common.checks import check_count, check_names, must_be
-from sb3_plasticity.common.functional import evaluation_mode
 from sb3_plasticity.common.plasticity import DORMANT_TAU, check_tau
 
 # Not one that people give to their runs, so that the control is not the very network that training began with.
@@ -164,7 +163,7 @@ class PlasticityCallback(BaseCallback):
             self._fresh = None
             if self.control:
                 self._fresh = AgentMeasures(
-                    self.model, fresh_policy(self.model, CONTROL_SEED).eval(), self.metrics, self.networks
+                    self.model, fresh_policy(self.model, CONTROL_SEED), self.metrics, self.networks
                 )
         self._charted = 0
 
@@ -213,10 +212,8 @@ class PlasticityCallback(BaseCallback):
     def _measure(self, samples: Any) -> None:
         assert self._own is not None
         self._check_finite(samples)
-        root: nn.Module = self.model.policy
         try:
-            with evaluation_mode(root):
-                measures = self._own.measure(samples)
+            measures = self._own.measure(samples)
             control = {} if self._fresh is None else self._fresh.measure(samples)
         except OVERFLOWS as error:
             self._own.pending = None
@@ -233,9 +230,7 @@ class PlasticityCallback(BaseCallback):
         """Measure what the update after the latest measurement has changed."""
         if self._own is None or (pending := self._own.pending) is None:
             return
-        root: nn.Module = self.model.policy
-        with evaluation_mode(root):
-            changes = self._own.changes()
+        changes = self._own.changes()
         if not changes:
             return
         if self._began_fresh:
@@ -285,7 +280,12 @@ class PlasticityCallback(BaseCallback):
                 print(f"Plasticity at {self.num_timesteps}, {network}: {', '.join(shown)}")
 
     def _charts(self) -> Layout:
-        """Return TensorBoard's custom scalars: each network's measures beside the control's, and layer by layer."""
+        """
+        Return TensorBoard's custom scalars: each network's measures beside the control's, and layer by layer.
+
+        The overview has a chart for each metric, with all networks.
+        """
+        networks: dict[str, list[str]] = {}
         beside: dict[str, list[Any]] = {}
         by_layer: dict[str, list[str]] = {}
         for key in self.measures:
@@ -295,9 +295,14 @@ class PlasticityCallback(BaseCallback):
                 by_layer.setdefault(title, []).append(f"plasticity/{key}$")
             else:
                 beside[title] = ["Multiline", [f"plasticity(_control)?/{key}$"]]
+                networks.setdefault(name, []).append(network)
         layers = {}
         for title, tags in by_layer.items():
             for start in range(0, len(tags), SERIES):
                 part = f" ({start // SERIES + 1})" if len(tags) > SERIES else ""
                 layers[f"{title}{part}"] = ["Multiline", tags[start : start + SERIES]]
-        return {"plasticity": beside, "plasticity by layer": layers}
+        overview = {
+            name.replace("_", " "): ["Multiline", [f"plasticity(_control)?/({'|'.join(found)})/{name}$"]]
+            for name, found in networks.items()
+        }
+        return {OVERVIEW: overview, "plasticity": beside, "plasticity by layer": layers}

@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
+# The category of the charts that show a run at one glance.
+OVERVIEW = "Overview"
 # A chart with more lines than that cannot be read.
 SERIES = 6
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run at one glance: returns by task, friction, ranks, curvature, hyper-parameters."""
+"""What TensorBoard shows of a run at one glance: returns by task, friction, ranks, hyper-parameters."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -8,17 +8,16 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 
-from sb3_plasticity.callbacks.tensorboard import add_charts, summary_writer
+from sb3_plasticity.callbacks.tensorboard import OVERVIEW, add_charts, summary_writer
 
+# CurvatureCallback and PlasticityCallback add theirs.
 CHARTS = {
-    "Overview": {
+    OVERVIEW: {
         "return in the current task": ["Multiline", ["task/ep_rew_mean", "eval/mean_reward"]],
         "return on the fixed tasks": ["Multiline", ["eval_fixed/.*(?<!ep_length)$"]],
         "return by task": ["Multiline", [r"return_by_task/\d+"]],
         "task value (friction, ...)": ["Multiline", ["task/value"]],
         "effective rank of the features": ["Multiline", ["train/erank_(policy|value)"]],
-        "epsilon-rank of the curvature": ["Multiline", ["curvature/(policy|value)/[a-z]+/epsilon_rank_.*"]],
-        "dormant units": ["Multiline", ["plasticity(_control)?/(policy|value)/dormant_units"]],
     }
 }
 # Shown beside the hyper-parameters in the HParams tab.

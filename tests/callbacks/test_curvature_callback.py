@@ -380,11 +380,13 @@ def test_one_threshold_or_several():
 def test_the_ceiling_of_a_rank_is_logged(tmp_path):
     """16 transitions with one value each, of a network of 41 parameters; the policy's 16 x 2 outputs of 41 too."""
     model = PPO("MlpPolicy", Tasks(), tensorboard_log=str(tmp_path), **SMALL)
-    model.learn(64, callback=CurvatureCallback(n_samples=16, kinds=("ggn", "hessian"), lanczos_steps=4))
+    model.learn(64, callback=CurvatureCallback(n_samples=16, kinds=("ggn", "entk", "hessian"), lanczos_steps=4))
     events = EventAccumulator(str(tmp_path / "PPO_1"))
     events.Reload()
-    (ceiling,) = events.Scalars("curvature/value/ggn/rank_ceiling")
-    assert ceiling.value == pytest.approx(16 / 41)
+    for kind in ("ggn", "entk"):
+        (ceiling,) = events.Scalars(f"curvature/value/{kind}/rank_ceiling")
+        assert ceiling.value == pytest.approx(16 / 41)
     assert "curvature/value/hessian/rank_ceiling" not in events.Tags()["scalars"]
     table = load_spectra(tmp_path)
-    assert (table[table.kind == "ggn"]["epsilon_rank_0.001"] <= table[table.kind == "ggn"].rank_ceiling).all()
+    limited = table[table.kind != "hessian"]
+    assert len(limited) == 4 and (limited["epsilon_rank_0.001"] <= limited.rank_ceiling).all()

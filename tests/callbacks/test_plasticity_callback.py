@@ -391,16 +391,26 @@ class TestLogs:
         last = events.Tensors("custom_scalars__config__")[-1].tensor_proto
         layout = layout_pb2.Layout.FromString(last.string_val[0])
         charts = {category.title: category.chart for category in layout.category}
-        assert set(charts) == {"curvature", "plasticity", "plasticity by layer"}
+        assert set(charts) == {"Overview", "curvature", "plasticity", "plasticity by layer"}
         tags = events.Tags()["scalars"]
         shown = {}
-        for category in ("plasticity", "plasticity by layer"):
+        for category in charts:
             for chart in charts[category]:
                 assert 1 <= len(chart.multiline.tag) <= 6
                 shown[category, chart.title] = [
                     tag for pattern in chart.multiline.tag for tag in tags if re.match(pattern, tag)
                 ]
         assert all(shown.values())  # no chart is empty
+        metrics = {metric.name.replace("_", " ") for metric in callbacks[1].metrics}
+        titles = {title for category, title in shown if category == "Overview"}
+        assert titles - metrics == {"epsilon-rank at 0.01 of the curvature"}
+        # Units of a tanh saturate, they do not die; Pendulum has no tasks.
+        assert metrics - titles == {"dead units", "weight change from task"}
+        assert shown["Overview", "churn"] == [
+            f"{section}/{network}/churn"
+            for section in ("plasticity", "plasticity_control")
+            for network in ("policy", "value")
+        ]
         name = "policy: effective rank"
         assert shown["plasticity", name] == [
             "plasticity/policy/effective_rank",
