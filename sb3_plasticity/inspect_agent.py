@@ -156,24 +156,27 @@ def was_normalised(data: Mapping[str, Any], algorithm: type[BaseAlgorithm]) -> b
 
 def algorithm_of(data: Mapping[str, Any], path: Path) -> type[BaseAlgorithm]:
     """
-    Tell a saved model's algorithm: the one whose policy it has, and most of whose arguments.
+    Tell a saved model's algorithm: the one whose policy it has most exactly, and then most of whose arguments.
 
     :param data: attributes of the model
     :param path: of its file
-    :return: the class
+    :return: one of the zoo's algorithms, or of those that are registered with the instruments
     :raises UsageError: if none fits
     """
-    found: list[tuple[int, type[BaseAlgorithm]]] = []
-    for algorithm in ALGOS.values():
-        policies = tuple(getattr(algorithm, "policy_aliases", {}).values())
+    found: list[tuple[int, int, type[BaseAlgorithm]]] = []
+    policy = data["policy_class"]
+    lineage = policy.__mro__ if isinstance(policy, type) else ()
+    registered = [one for one in objectives_of.registry if issubclass(one, BaseAlgorithm)]
+    for algorithm in dict.fromkeys([*ALGOS.values(), *registered]):
+        aliases = getattr(algorithm, "policy_aliases", {}).values()
         arguments = set(inspect.signature(algorithm.__init__).parameters) - {"self", "policy", "env", "preset"}
         own = {name for name in arguments if not name.startswith("_")}
         known = {name for name in own if name in data}
-        if isinstance(data["policy_class"], type) and issubclass(data["policy_class"], policies):
-            found.append((2 * len(known) - len(own), algorithm))
+        if distances := [lineage.index(alias) for alias in aliases if alias in lineage]:
+            found.append((-min(distances), 2 * len(known) - len(own), algorithm))
     if not found:
         raise UsageError(f"{path}: its algorithm is not known; --algo says which it is: one of {', '.join(ALGOS)}")
-    return max(found, key=lambda entry: entry[0])[1]
+    return max(found, key=lambda entry: entry[:2])[2]
 
 
 def collect(model: BaseAlgorithm, steps: int) -> Any:

@@ -3,14 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
-from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from algorithms import ALGORITHMS, make_agent
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_plasticity import PPO_L2ER, Spectrum
+from sb3_plasticity import Spectrum
 from sb3_plasticity.cli import main
 from sb3_plasticity.inspect_agent import algorithm_of
 from sb3_plasticity.zoo.checkpoints import read_checkpoint
+from sb3_plasticity.zoo.registration import register
 
 
 def tiny():
@@ -64,13 +67,23 @@ def test_statistics_beside_the_model(tmp_path, capsys):
     assert "acts on normalised observations, and vecnormalize.pkl is missing" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("algorithm", [PPO, PPO_L2ER, A2C, TD3, DDPG, DQN, SAC])
-def test_the_algorithm_is_told_by_the_file(algorithm, tmp_path):
-    env = "CartPole-v1" if algorithm is DQN else "Pendulum-v1"
-    rollout = dict(n_steps=16) if algorithm in (PPO, PPO_L2ER, A2C) else dict(buffer_size=10)
-    algorithm("MlpPolicy", env, **rollout, **tiny()).save(tmp_path / "model.zip")
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_algorithm_is_told_by_the_file(name, tmp_path):
+    register()
+    model = make_agent(name)
+    model.save(tmp_path / "model.zip")
     found = algorithm_of(read_checkpoint(tmp_path / "model.zip"), tmp_path / "model.zip")
-    assert found is algorithm or {found, algorithm} == {TD3, DDPG}  # which have the same networks and losses
+    assert found is type(model) or {found, type(model)} == {TD3, DDPG}  # which have the same networks and losses
+
+
+def test_a_recurrent_agent(tmp_path):
+    model = RecurrentPPO(
+        "MlpLstmPolicy", "Pendulum-v1", n_steps=16, seed=0, policy_kwargs=dict(net_arch=[6], lstm_hidden_size=5)
+    )
+    model.save(tmp_path / "model.zip")
+    assert main(["inspect", str(tmp_path / "model.zip"), "--env", "Pendulum-v1", "--steps", "32"]) == 0
+    table = pd.read_csv(tmp_path / "model_inspect" / "measures.csv")
+    assert set(table.network) == {"policy", "value"} and np.isfinite(table.own).all()
 
 
 @pytest.mark.parametrize(
