@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 import torch as th
 from matplotlib.figure import Figure
-from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import nn
 
 from sb3_plasticity.agents import networks_of, objectives_of, source_of
@@ -33,10 +32,10 @@ from sb3_plasticity.curvature.jacobian import ProblemTooLargeError
 from sb3_plasticity.curvature.plots import plot_density
 from sb3_plasticity.curvature.spectrum import Spectrum
 from sb3_plasticity.zoo import checkpoints
+from sb3_plasticity.zoo.algorithms import ALGOS
 from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.options import StoreValues, check_algorithm, check_environment, whole
-from sb3_plasticity.zoo.registration import register
-from sb3_plasticity.zoo.shown import make_world, model_path, spec_of
+from sb3_plasticity.zoo.options import StoreValues, check_known, whole
+from sb3_plasticity.zoo.trained_agent import make_world, model_path, spec_of
 
 # Fresh networks that an agent is held against.
 N_FRESH = 3
@@ -78,7 +77,6 @@ def run(options: argparse.Namespace) -> int:
     :param options: of the command line
     :return: exit status
     """
-    register()
     path = model_path(options)
     model, env, task = load(path, options)
     out = path.parent / f"{path.stem}_inspect" if options.out is None else options.out
@@ -110,12 +108,8 @@ def load(path: Path, options: argparse.Namespace) -> tuple[BaseAlgorithm, VecEnv
     spec = spec_of(path, options)
     if not spec.env_id:
         raise UsageError(f"{path} lies in no run's folder: --env says which environment it acts in")
-    check_environment(spec.env_id, [*spec.gym_packages, *options.gym_packages])
-    if spec.algo:
-        check_algorithm(spec.algo)
-        algorithm = ALGOS[spec.algo]
-    else:
-        algorithm = algorithm_of(data, path)
+    check_known(spec.algo, spec.env_id, [*spec.gym_packages, *options.gym_packages])
+    algorithm = ALGOS[spec.algo] if spec.algo else algorithm_of(data, path)
     # A model's own folder may have statistics without any file that speaks of normalisation.
     beside = [checkpoints.statistics_path(path), path.parent / "vecnormalize.pkl"]
     statistics = next((file for file in beside if file.is_file()), None)
@@ -123,7 +117,7 @@ def load(path: Path, options: argparse.Namespace) -> tuple[BaseAlgorithm, VecEnv
         raise UsageError(f"{path}: it acts on normalised observations, and {beside[1].name} is missing beside it")
     try:
         env, task = make_world(path, spec, options)
-        if not spec.hyperparams.get("normalize") and statistics is not None:
+        if statistics is not None and unwrap_vec_normalize(env) is None:
             env = VecNormalize.load(str(statistics), env)
             env.training = False
         keywords: dict[str, Any] = {"device": options.device, "tensorboard_log": None, "verbose": 0}

@@ -64,6 +64,53 @@ def test_every_room_is_held():
     assert rooms - {"sb3_plasticity", "sb3_plasticity/__init__.py"} <= set(ALLOWED)
 
 
+def test_a_class_name_exists_once():
+    homes = {}
+    for path in (*files("sb3_plasticity"), *files("envs")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, set()).add(path)
+    assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
+
+
+def replaced_parts(path):
+    """Yield what a file assigns to, or deletes, of anything that it has imported."""
+    tree = ast.parse(path.read_text())
+    imported = {
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            targets = [ast.Attribute(node.args[0], "...")]
+        for target in targets:
+            root = target
+            while isinstance(root, (ast.Attribute, ast.Subscript)):
+                root = root.value
+            if root is not target and isinstance(root, ast.Name) and root.id in imported:
+                yield ast.unparse(target)
+
+
+def test_the_check_for_replaced_parts_sees_them(tmp_path):
+    lines = ["import sys, argparse", "from matplotlib import pyplot as plt", "sys.argv = []", "sys.argv[1:] = []"]
+    lines += ["plt.show = print", "setattr(argparse, 'ArgumentParser', 1)", "x = {}", "x.a = 1", "x['b'] = 2"]
+    lines += ["del plt.figure"]
+    (tmp_path / "patching.py").write_text("\n".join(lines))
+    found = set(replaced_parts(tmp_path / "patching.py"))
+    assert found == {"sys.argv", "sys.argv[1:]", "plt.show", "argparse....", "plt.figure"}
+
+
+def test_nobody_replaces_parts_of_other_modules():
+    # rl_zoo3's dictionary of algorithms is how one is added to it; Python's documentation says to replace showwarning
+    allowed = {"ALGOS['ppo_l2er']", "os.environ[name]", "warnings.showwarning"}
+    for place in ("sb3_plasticity", "envs", "examples", "benchmarks"):
+        for path in files(place):
+            assert set(replaced_parts(path)) <= allowed, path
+
+
 @pytest.mark.parametrize("name", PLAIN_TORCH)
 def test_numerics_take_plain_torch(name):
     for module in imported_modules(ROOT / "sb3_plasticity" / name):

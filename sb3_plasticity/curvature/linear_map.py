@@ -34,17 +34,17 @@ def record(function: LinearFn, example: list[th.Tensor]) -> LinearFn:
         recording does not work out
     """
     try:
-        recorder = _Recorder(example)
-        with recorder:
+        tape = _Tape(example)
+        with tape:
             results = function(*example)
-        replay = recorder.finish(results)
+        replay = tape.finish(results)
         return replay if _agree(replay, function, example) else function
     except Exception:
         # A recording rests on many details of PyTorch; the function itself always works.
         return function
 
 
-class _Recorder(TorchDispatchMode):
+class _Tape(TorchDispatchMode):
     """Builds a graph of those operations that depend on the arguments, as they run."""
 
     def __init__(self, arguments: list[th.Tensor]) -> None:

@@ -109,7 +109,7 @@ class _Recycler(Mitigation):
         return found
 
 
-class _Recorder(_Recycler):
+class _ActivityRecycler(_Recycler):
     """A recycler that watches activations."""
 
     @override
@@ -125,7 +125,7 @@ class _Recorder(_Recycler):
         return inputs, consumer.columns.to(inputs.device)
 
 
-class ContinualBackprop(_Recorder):
+class ContinualBackprop(_ActivityRecycler):
     r"""
     Continual backpropagation: the least useful mature units start afresh, a few at a time.
 
@@ -217,7 +217,7 @@ class ContinualBackprop(_Recorder):
         return share / incoming.clamp(min=SMALL) if self.utility == "adaptable_contribution" else share
 
 
-class ReDo(_Recorder):
+class ReDo(_ActivityRecycler):
     r"""
     Recycle dormant units: those with :math:`\overline{|h_i|} \le \tau \cdot \mathrm{mean}_k \overline{|h_k|}`.
 
@@ -312,7 +312,7 @@ class ReGraMa(_Recycler):
                 self._recycle(layer, score <= self.tau)
 
 
-class SelfNormalizedResets(_Recorder):
+class SelfNormalizedResets(_ActivityRecycler):
     r"""
     Self-normalised resets: a unit starts afresh when it has been silent for longer than is usual for it.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from rl_zoo3.utils import ALGOS, get_class_by_name
+from rl_zoo3.utils import get_class_by_name
 
 from sb3_plasticity.callbacks.curvature import CurvatureCallback
 from sb3_plasticity.callbacks.plasticity import PlasticityCallback
@@ -19,9 +19,9 @@ from sb3_plasticity.study.progress import StudyProgress
 from sb3_plasticity.study.schedulers import LocalScheduler, RayScheduler, Scheduler, SlurmScheduler, train_all
 from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, Study, planned_runs, read_study
 from sb3_plasticity.zoo import config
+from sb3_plasticity.zoo.algorithms import ALGOS
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder
-from sb3_plasticity.zoo.registration import register
 from sb3_plasticity.zoo.spec import RunSpec
 
 MEASUREMENTS = {"curvature": CurvatureCallback, "plasticity": PlasticityCallback}
@@ -85,7 +85,6 @@ def prepare(study: Study, where: str) -> dict[PlannedRun, RunSpec]:
     :return: specifications of the runs
     :raises UsageError: for an environment, algorithm, policy, callback or keyword that cannot be used
     """
-    register()
     if "" not in sys.path and str(Path.cwd()) not in sys.path:  # as `python -m` does, and the runs' processes have it
         sys.path.insert(0, str(Path.cwd()))
     try:

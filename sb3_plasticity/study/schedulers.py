@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sb3_plasticity.study.spec import Resources
+from sb3_plasticity.zoo.commands import ZOO, main
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder
 
@@ -113,9 +114,7 @@ def train_here(path: str, folder: str) -> int:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), 1 if stream is sys.stdout else 2)
-    from sb3_plasticity.zoo.training import resume
-
-    return resume(Path(path))
+    return main(ZOO, "sb3-plasticity", ["train", "-i", path])
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """
-rl_zoo3 with our algorithms: ``python -m sb3_plasticity.zoo <train|enjoy|plots|record_video|benchmark> ...``.
+Training from YAML in rl-zoo's format, and what can be done with the runs: a module for each command.
 
-rl_zoo3's own scripts run, with ``ppo_l2er`` among their algorithms, the packaged hyper-parameters as their defaults and
-an experiment manager that evaluates, checkpoints and resumes as a changing world needs.
+``config`` reads an entry, ``spec`` is a run's description, ``folder`` and ``checkpoints`` are what it leaves on disk,
+``experiment`` makes environments, agent and callbacks of it, and ``training`` brings it to its end.
 """

@@ -16,15 +16,11 @@ from sb3_plasticity.zoo.checkpoints import steps_in
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import read_table
 from sb3_plasticity.zoo.options import whole
-from sb3_plasticity.zoo.shown import model_path
+from sb3_plasticity.zoo.trained_agent import model_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the command's options.
-
-    :param parser: of the command
-    """
+    """Add the command's options to its parser."""
     add = parser.add_argument
     add("--log-dir", default="logs", help="log folder (default: logs)")
     add("--benchmark-dir", default="logs/benchmark", help="for the returns and the table (default: logs/benchmark)")
@@ -58,36 +54,31 @@ def run(options: argparse.Namespace) -> int:
         if options.verbose >= 1:
             print(f"{len(rows) + 1}/{len(found)} {algo} on {env_id}")
         try:
-            rows.append(_evaluate(options, Path(options.benchmark_dir) / str(name), algo, env_id))
+            rows.append(_row(options, Path(options.benchmark_dir) / str(name), algo, env_id))
         except UsageError as error:
             print(f"{name}: {error}", file=sys.stderr)
     if not rows:
         raise UsageError("no agent could be evaluated")
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype(str)
+    lines: list[list[str]] = [list(map(str, table)), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     path = Path(options.benchmark_dir) / "benchmark.md"
-    lines: list[list[str]] = [
-        [str(name) for name in table],
-        ["---"] * len(table.columns),
-        *table.astype(str).to_numpy().tolist(),
-    ]
     with replacing(path) as temporary:
-        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         temporary.write_text(f"One run each, {options.n_timesteps} steps.\n\n{text}\n", encoding="utf-8")
     print(f"Results: {path}")
     return 0
 
 
-def _evaluate(options: argparse.Namespace, log: Path, algo: str, env_id: str) -> dict[str, object]:
+def _row(options: argparse.Namespace, log: Path, algo: str, env_id: str) -> dict[str, object]:
     parser = argparse.ArgumentParser()
     enjoy.add_arguments(parser)
     given = ["--algo", algo, "--env", env_id, "-f", options.log_dir, "--no-render", "--verbose", "0"]
     given += ["--reward-log", str(log), "--seed", str(options.seed), "--num-threads", str(options.num_threads)]
     given += ["-n", str(options.n_timesteps), "--n-envs", str(options.n_envs)]
     chosen = parser.parse_args(given)
-    if get_latest_run_id(str(Path(options.log_dir) / algo), EnvironmentName(env_id)) == 0:
-        download_from_hub(
-            algo, EnvironmentName(env_id), 1, options.log_dir, organization="sb3", repo_name=None, force=False
-        )
+    name = EnvironmentName(env_id)
+    if get_latest_run_id(str(Path(options.log_dir) / algo), name) == 0:
+        download_from_hub(algo, name, 1, options.log_dir, organization="sb3", repo_name=None, force=False)
     if not any(log.glob("*.monitor.csv")):
         enjoy.run(chosen)
     episodes = pd.concat([read_table(file) for file in sorted(log.glob("*.monitor.csv"))])

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_plasticity.common.files import replacing
-from sb3_plasticity.zoo.errors import UsageError
+from sb3_plasticity.zoo.errors import UsageError, mistakes_in
 from sb3_plasticity.zoo.folder import CHECKPOINT, RunFolder, step_of
 
 
@@ -40,8 +39,7 @@ def statistics_path(model_path: Path) -> Path:
     :param model_path: ``rl_model_N_steps.zip``, ``best_model.zip`` or the final ``<env id>.zip``
     :return: the file, whether it exists or not
     """
-    match = CHECKPOINT.fullmatch(model_path.stem)
-    if match:
+    if match := CHECKPOINT.fullmatch(model_path.stem):
         return model_path.with_name(f"{match[1]}_vecnormalize_{match[2]}_steps.pkl")
     if model_path.stem == "best_model":
         return model_path.with_name("best_model_vecnormalize.pkl")
@@ -57,23 +55,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     :raises UsageError: if the file is missing or damaged
     """
     if not path.is_file():
-        near = sorted(other.name for other in path.parent.glob("*.zip")) if path.parent.is_dir() else []
-        there = f"; there are {', '.join(near)}" if near else ""
-        raise UsageError(f"{path}: there is no such file{there}")
-    try:
+        near = sorted(other.name for other in path.parent.glob("*.zip"))
+        raise UsageError(f"{path}: there is no such file" + f"; there are {', '.join(near)}" * bool(near))
+    with mistakes_in(f"{path}: not a whole model (an older checkpoint may be whole)"):
         with zipfile.ZipFile(path) as archive:
             damaged, names = archive.testzip(), archive.namelist()
         if damaged is not None:
             raise UsageError(f"{path}: damaged in {damaged}; an older checkpoint may be whole")
         data, _, _ = load_from_zip_file(path, device="cpu")
-    except zipfile.BadZipFile as error:
-        raise UsageError(f"{path}: not a whole zip file ({error}); an older checkpoint may be whole") from error
-    except UsageError:
-        raise
-    except Exception as error:  # unpickling a foreign or damaged file may raise anything
-        raise UsageError(f"{path}: not a whole model of stable-baselines3: {error}") from error
-    if not data or "policy_class" not in data or "policy.pth" not in names:
-        raise UsageError(f"{path}: not a whole model of stable-baselines3; an older checkpoint may be whole")
+        if not data or "policy_class" not in data or "policy.pth" not in names:
+            raise ValueError("it is none of stable-baselines3")
     return data
 
 
@@ -110,19 +101,3 @@ def newest_model(folder: RunFolder) -> Path | None:
         except UsageError as error:
             warnings.warn(str(error), stacklevel=2)
     return None
-
-
-class SaveBestModel(BaseCallback):
-    """
-    Keep the best model, whole at every moment, with the statistics it was scored with.
-
-    :param path: of the zip file
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    def _on_step(self) -> bool:
-        save(self.model, self.path)
-        return True

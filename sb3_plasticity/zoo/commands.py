@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from sb3_plasticity.common.checks import nearest
 from sb3_plasticity.zoo.errors import RunError, UsageError
@@ -51,9 +51,8 @@ class Parser(argparse.ArgumentParser):
         """
         hint = ""
         if match := re.search(r"argument ([^:]+): invalid choice: '?([^' ]+)'?", message):
-            names = (f"{'/'.join(a.option_strings) or a.metavar or a.dest}" for a in self._actions)
-            action = dict(zip(names, self._actions, strict=True)).get(match[1])
-            hint = nearest(match[2], map(str, (action and action.choices) or ()))
+            accepted = {"/".join(a.option_strings) or a.metavar or a.dest: a.choices for a in self._actions}
+            hint = nearest(match[2], map(str, accepted.get(match[1]) or ()))
         elif match := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
             hint = nearest(match[1], self._option_string_actions)
         raise UsageError(f"{message}{hint}")
@@ -70,19 +69,16 @@ def main(commands: Mapping[str, Command], prog: str, arguments: Sequence[str] | 
         interrupt
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
     try:
-        return _run(commands, prog, given)
-    except KeyboardInterrupt as error:
-        if debug:
+        return _run(commands, prog, [argument for argument in given if argument != "--debug"])
+    except (KeyboardInterrupt, UsageError, RunError, OSError) as error:
+        if "--debug" in given:
             raise
-        print(f"interrupted{': ' * bool(str(error))}{error}", file=sys.stderr)
-        return 130
-    except (UsageError, RunError, OSError) as error:
-        if debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        if isinstance(error, KeyboardInterrupt):
+            print(f"interrupted{': ' * bool(text)}{text}", file=sys.stderr)
+            return 130
+        print(f"error: {text}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 
@@ -91,25 +87,22 @@ def _run(commands: Mapping[str, Command], prog: str, given: Sequence[str]) -> in
         prog, epilog=f"{prog} COMMAND --help lists a command's options; --debug shows an error's traceback."
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
-    chosen = next((argument for argument in given if not argument.startswith("-")), None)
+    chosen = next((argument for argument in given if not argument.startswith("-")), "")
     for name, command in commands.items():
         subparser = subparsers.add_parser(name, help=command.help, description=command.help)
         if name == chosen:
             module = _import(command)
             module.add_arguments(subparser)
-            subparser.set_defaults(command=module.run)
     options, unknown = parser.parse_known_args(given)
     if unknown:
-        subparsers.choices.get(chosen or "", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
-    if chosen is None:
+        subparsers.choices.get(chosen, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    if not chosen:
         parser.print_help()
         return 0
-    run = options.command
-    del options.command
-    return int(run(options) or 0)
+    return int(module.run(options) or 0)
 
 
-def _import(command: Command):  # type: ignore[no-untyped-def]
+def _import(command: Command) -> Any:
     try:
         return importlib.import_module(command.module)
     except ModuleNotFoundError as error:

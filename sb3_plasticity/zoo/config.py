@@ -15,35 +15,25 @@ import gymnasium as gym
 import rl_zoo3
 import yaml
 from gymnasium.envs.registration import load_env_creator
-from rl_zoo3.utils import ALGOS
-from stable_baselines3.common.policies import BasePolicy
+from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_plasticity.common.checks import must_be, nearest
 from sb3_plasticity.mitigations.registry import make_mitigations
 from sb3_plasticity.ppo_l2er.presets import RUN_KEYS, parse_policy_kwargs, parse_schedule
-from sb3_plasticity.zoo.errors import UsageError
+from sb3_plasticity.zoo.algorithms import ALGOS
+from sb3_plasticity.zoo.errors import UsageError, mistakes_in
 
 # Keys of an entry that rl_zoo3 reads itself.
-ZOO_KEYS = (
-    "callback",
-    "env_kwargs",
-    "env_wrapper",
-    "frame_stack",
-    "mitigations",
-    "monitor_kwargs",
-    "n_envs",
-    "n_timesteps",
-    "noise_std",
-    "noise_type",
-    "normalize",
-    "vec_env_wrapper",
-)
+ZOO_KEYS = {"callback", "env_kwargs", "env_wrapper", "frame_stack", "mitigations", "monitor_kwargs", "n_envs"}
+ZOO_KEYS |= {"n_timesteps", "noise_std", "noise_type", "normalize", "vec_env_wrapper"}
 COUNTS = ("frame_stack", "n_envs", "n_timesteps")
 # Arguments of an algorithm that rl_zoo3 passes itself, or that have no meaning in a file.
-NOT_IN_YAML = ("self", "env", "tensorboard_log", "seed", "verbose", "device", "preset", "_init_setup_model")
+NOT_IN_YAML = {"env", "tensorboard_log", "seed", "verbose", "device", "preset", "_init_setup_model"}
 # rl_zoo3 turns these into schedules itself.
 ZOO_SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
 PLAIN = {bool, int, float, str, types.NoneType}
+
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def packaged_config(algo: str) -> Path | None:
@@ -69,29 +59,16 @@ def default_config(algo: str, env_id: str, preset: str | None) -> str:
     :raises UsageError: for a preset of an algorithm that has none
     """
     ours = packaged_config(algo)
-    if preset and ours is None:
-        there = sorted(path.stem for path in Path(str(files("sb3_plasticity.zoo_configs"))).glob("*.yml"))
-        raise UsageError(f"--preset {preset}: there are presets for {', '.join(there)}, not {algo}")
     if preset:
+        if ours is None:
+            there = sorted(path.stem for path in Path(str(files("sb3_plasticity.zoo_configs"))).glob("*.yml"))
+            raise UsageError(f"--preset {preset}: there are presets for {', '.join(there)}, not {algo}")
         return str(ours)
     tuned = Path(rl_zoo3.__file__).parent / "hyperparams"
-    names = (algo, "ppo") if algo == "ppo_l2er" else (algo,)
+    names = ("ppo_l2er", "ppo") if algo == "ppo_l2er" else (algo,)
     candidates = [path for path in (ours, *(tuned / f"{name}.yml" for name in names)) if path and path.is_file()]
-    for path in candidates:
-        keys = read_file(str(path))
-        if env_id in keys or ("atari" in keys and is_atari(env_id)):
-            return str(path)
-    return str(candidates[0] if candidates else tuned / f"{algo}.yml")
-
-
-def is_atari(env_id: str) -> bool:
-    """
-    Say whether rl_zoo3's entry ``atari`` is meant for an environment.
-
-    :param env_id: of the environment
-    :return: whether it is an Atari game
-    """
-    return "AtariEnv" in str(gym.registry[env_id].entry_point)
+    its_own = (str(path) for path in candidates if _own_key(read_file(str(path)), env_id))
+    return next(its_own, str(candidates[0] if candidates else tuned / f"{algo}.yml"))
 
 
 def read_file(path: str) -> dict[str, Any]:
@@ -102,25 +79,22 @@ def read_file(path: str) -> dict[str, Any]:
     :return: an entry for each environment id or preset
     :raises UsageError: if it cannot be read or is not a mapping
     """
-    try:
+    if path.endswith((".yml", ".yaml", ".py")) and not Path(path).is_file():
+        raise UsageError(f"{path}: there is no such file")
+    with mistakes_in(path):  # whatever a Python file does
         if path.endswith((".yml", ".yaml")):
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            with mistakes_in(f"{path}: not YAML", yaml.YAMLError):
+                content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         elif path.endswith(".py"):
-            variables: dict[str, Any] = {}
-            exec(compile(Path(path).read_text(encoding="utf-8"), path, "exec"), variables)
-            content = variables["hyperparams"]
+            content = {}
+            exec(compile(Path(path).read_text(encoding="utf-8"), path, "exec"), content)
+            content = content.get("hyperparams")
         else:
             content = importlib.import_module(path).hyperparams
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file") from None
-    except KeyError:
-        raise UsageError(f"{path}: it defines no 'hyperparams'") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {error}") from error
-    except Exception as error:  # whatever a Python file does
-        raise UsageError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: must be a mapping from environment ids to hyper-parameters")
+        raise UsageError(
+            f"{path}: must be a mapping (in Python: 'hyperparams') from environment ids to hyper-parameters"
+        )
     return content
 
 
@@ -136,24 +110,54 @@ def find_entry(content: Mapping[str, Any], path: str, env_id: str, preset: str |
     :raises UsageError: if there is none
     """
     names = [str(name) for name in content if not str(name).startswith(".")]
-    if preset is not None:
+    if preset is None:
+        key = _own_key(content, env_id) or "default"
+        if key not in content:
+            raise UsageError(f"{path}: no entry for {env_id!r}{nearest(env_id, names)}, and none called 'default'")
+    else:
         presets = [name for name in names if name != "default" and name not in gym.registry]
         if preset not in presets:
             accepted = ", ".join(presets) or "none"
             raise UsageError(f"{path}: no preset {preset!r}{nearest(preset, presets)}: there are {accepted}")
         key = preset
-    elif env_id in names:
-        key = env_id
-    elif "atari" in names and is_atari(env_id):
-        key = "atari"
-    elif "default" in names:
-        key = "default"
-    else:
-        raise UsageError(f"{path}: no entry for {env_id!r}{nearest(env_id, names)}, and none called 'default'")
     entry = content[key]
     if not isinstance(entry, dict):
         raise UsageError(f"{path}: {key}: must be a mapping of hyper-parameters, got {entry!r}")
     return key, dict(entry)
+
+
+def _own_key(content: Mapping[str, Any], env_id: str) -> str | None:
+    """Name the entry that is meant for an environment, if there is one."""
+    if env_id in content:
+        return env_id
+    return "atari" if "atari" in content and ExperimentManager.is_atari(env_id) else None
+
+
+class _ZooLoader(yaml.FullLoader):
+    """Reads what rl_zoo3 writes: an OrderedDict, tuples and names of classes, but no code."""
+
+
+_ZooLoader.add_constructor(
+    "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
+    lambda loader, node: OrderedDict(loader.construct_sequence(node, deep=True)[0]),  # type: ignore[arg-type]
+)
+
+
+def read_zoo_file(path: Path) -> dict[str, Any]:
+    """
+    Read a file that rl_zoo3 wrote beside a model.
+
+    :param path: ``args.yml`` or ``config.yml``
+    :return: its content; empty if there is no such file
+    :raises UsageError: if it is not as rl_zoo3 wrote it
+    """
+    if not path.is_file():
+        return {}
+    with mistakes_in(f"{path}: not as rl_zoo3 wrote it"):
+        return dict(yaml.load(path.read_text(encoding="utf-8"), Loader=_ZooLoader))
+
+
+# -- what may be written -----------------------------------------------------------------------------------------------
 
 
 def check_entry(entry: Mapping[str, Any], where: str, algo: str, env_id: str) -> None:
@@ -167,44 +171,19 @@ def check_entry(entry: Mapping[str, Any], where: str, algo: str, env_id: str) ->
     :raises UsageError: for an unknown key, with the nearest one that is known, or a value of the wrong kind
     """
     arguments = arguments_of(ALGOS[algo])
-    check_names(entry, {*ZOO_KEYS, *RUN_KEYS, *arguments} - {*NOT_IN_YAML}, where)
-    for key, value in entry.items():
-        try:
+    _check_keys(entry, {*ZOO_KEYS, *RUN_KEYS, *arguments} - NOT_IN_YAML, where)
+    with mistakes_in(where, ValueError):
+        for key, value in entry.items():
             _check_value(key, value, int if key in COUNTS else arguments.get(key, Any))
-        except ValueError as error:
-            raise UsageError(f"{where}: {error}") from error
-    try:
         make_mitigations(entry.get("mitigations") or [])
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from error
     if isinstance(entry.get("policy_kwargs"), Mapping):
-        known = policy_arguments(ALGOS[algo], entry.get("policy"))
-        check_names(entry["policy_kwargs"], known, f"{where}: policy_kwargs")
+        aliases: dict[str, type] = ALGOS[algo].policy_aliases
+        policy = aliases.get(str(entry.get("policy")), next(iter(aliases.values())))
+        accepted = set(arguments_of(policy)) - {"observation_space", "action_space", "lr_schedule", "kwargs"}
+        _check_keys(entry["policy_kwargs"], accepted, f"{where}: policy_kwargs")
     for key in ("env_kwargs", "eval_env_kwargs"):
         if entry.get(key) is not None:
             check_env_kwargs(entry[key], env_id, f"{where}: {key}")
-
-
-def _check_value(name: str, value: Any, hint: Any) -> None:
-    """Refuse what is not of the kinds that an annotation lists, where it lists plain kinds (and schedules) only."""
-    kinds = set(typing.get_args(hint)) if isinstance(hint, types.UnionType | typing._UnionGenericAlias) else {hint}  # type: ignore[attr-defined]
-    schedule = any(typing.get_origin(kind) is Callable for kind in kinds)
-    kinds = {kind for kind in kinds if typing.get_origin(kind) is not Callable}
-    if not kinds <= PLAIN or str in kinds:
-        return
-    value = _number(value) if isinstance(value, str) else value
-    if isinstance(value, str) and value.startswith("lin_") and schedule:
-        return
-    if value is None and types.NoneType in kinds:
-        return
-    words = "True or False" if kinds == {bool} else "a whole number" if float not in kinds else "a number"
-    fits = isinstance(value, bool) if kinds == {bool} else isinstance(value, int | float) and not math.isnan(value)
-    if fits and float not in kinds and bool not in kinds:
-        fits = isinstance(value, int) or (name in COUNTS and math.isfinite(value) and int(value) == value)
-    if fits and name in COUNTS:
-        fits, words = value >= 1, "a whole number >= 1"
-    if not fits or (isinstance(value, bool) and bool not in kinds):
-        raise must_be(name, words + " or a schedule such as lin_1e-3" * schedule, value)
 
 
 def check_env_kwargs(env_kwargs: Any, env_id: str, where: str) -> None:
@@ -218,36 +197,27 @@ def check_env_kwargs(env_kwargs: Any, env_id: str, where: str) -> None:
     """
     if not isinstance(env_kwargs, Mapping):
         raise UsageError(f"{where}: must be a mapping of keywords, got {env_kwargs!r}")
-    if env_kwargs and (accepted := environment_arguments(env_id)) is not None:
-        check_names(env_kwargs, accepted, where)
+    if env_kwargs and (accepted := environment_arguments(env_id)):
+        _check_keys(env_kwargs, accepted, where)
 
 
-def environment_arguments(env_id: str) -> set[str] | None:
+def environment_arguments(env_id: str) -> set[str]:
     """
     List the keywords of an environment.
 
     :param env_id: of the environment
-    :return: their names; None if it takes any, or cannot be asked
+    :return: their names; empty if it takes any, or cannot be asked
     """
     entry_point = gym.spec(env_id).entry_point
     try:
         creator: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-        if not isinstance(creator, type) or "kwargs" in (names := set(arguments_of(creator))):
-            return None
+        names = set(arguments_of(creator)) if isinstance(creator, type) else {"kwargs"}
     except (ImportError, AttributeError, TypeError, ValueError):
-        return None
-    return names | {"render_mode", "max_episode_steps", "disable_env_checker"}
+        return set()
+    return set() if "kwargs" in names else names | {"render_mode", "max_episode_steps", "disable_env_checker"}
 
 
-def check_names(given: Iterable[Any], accepted: Iterable[str], where: str) -> None:
-    """
-    Refuse unknown names.
-
-    :param given: names
-    :param accepted: names
-    :param where: for the message
-    :raises UsageError: for the first unknown one, with the nearest that is known
-    """
+def _check_keys(given: Iterable[Any], accepted: Iterable[str], where: str) -> None:
     accepted = sorted(accepted)
     for name in given:
         if name not in accepted:
@@ -255,17 +225,58 @@ def check_names(given: Iterable[Any], accepted: Iterable[str], where: str) -> No
             raise UsageError(f"{where}: unknown key {name!r}{hint}")
 
 
-def policy_arguments(algorithm: type, policy: Any) -> set[str]:
-    """
-    List what ``policy_kwargs`` may hold.
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    """Refuse what is not of the kinds that an annotation lists, where it lists plain kinds (and schedules) only."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = set(typing.get_args(hint)) if union else {hint}
+    schedule = any(typing.get_origin(kind) is Callable for kind in kinds)
+    kinds = {kind for kind in kinds if typing.get_origin(kind) is not Callable}
+    if not kinds <= PLAIN or str in kinds or (value is None and types.NoneType in kinds):
+        return
+    value = _number(value) if isinstance(value, str) else value
+    if isinstance(value, str) and value.startswith("lin_") and schedule:
+        return
+    number = isinstance(value, int | float) and not math.isnan(value) and (bool in kinds or not isinstance(value, bool))
+    if kinds == {bool}:
+        accepted, fits = "True or False", isinstance(value, bool)
+    elif name in COUNTS:
+        accepted, fits = "a whole number >= 1", number and value >= 1 and float(value).is_integer()
+    elif float in kinds:
+        accepted, fits = "a number", number
+    else:
+        accepted, fits = "a whole number", number and isinstance(value, int)
+    if not fits:
+        raise must_be(name, accepted + " or a schedule such as lin_1e-3" * schedule, value)
 
-    :param algorithm: the class
-    :param policy: as in the entry: an alias, a dotted path, or nothing
-    :return: names of arguments
+
+def arguments_of(cls: type) -> dict[str, Any]:
     """
-    aliases: dict[str, type[BasePolicy]] = algorithm.policy_aliases  # type: ignore[attr-defined]
-    cls = aliases.get(str(policy), next(iter(aliases.values())))
-    return set(arguments_of(cls)) - {"observation_space", "action_space", "lr_schedule", "kwargs"}
+    List the arguments of a class, those that it passes on to its bases included.
+
+    :param cls: any class
+    :return: annotations by name; ``kwargs`` is among them if it takes any name
+    """
+    found: dict[str, Any] = {}
+    for base in inspect.getmro(cls):
+        if "__init__" not in vars(base):
+            continue
+        init: Callable[..., None] = vars(base)["__init__"]
+        try:
+            parameters = inspect.signature(init, eval_str=True).parameters.values()
+        except Exception:  # a name that only a type checker imports: no annotation can be told
+            parameters = inspect.signature(init).parameters.values()
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, parameter.annotation)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    else:
+        found["kwargs"] = Any
+    found.pop("self", None)
+    return found
+
+
+# -- what it means -----------------------------------------------------------------------------------------------------
 
 
 def parse_entry(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -285,46 +296,15 @@ def parse_entry(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in entry.items():
         if key == "clip_range_vf" and value is None:  # rl_zoo3 refuses it, and it is the default
             continue
-        try:
+        with mistakes_in(f"{where}: {key}", ValueError):
             if key == "policy_kwargs" and isinstance(value, Mapping):
                 value = parse_policy_kwargs(value)
             elif isinstance(value, str):
                 value = _number(value)
-                if key not in ZOO_SCHEDULES:
-                    value = parse_schedule(value)
-                elif isinstance(value, str):
-                    parse_schedule(value)
-        except ValueError as error:
-            raise UsageError(f"{where}: {key}: {error}") from error
+                schedule = parse_schedule(value)
+                value = value if key in ZOO_SCHEDULES else schedule
         parsed[key] = value
     return parsed
-
-
-def read_zoo_file(path: Path) -> dict[str, Any]:
-    """
-    Read a file that rl_zoo3 wrote beside a model.
-
-    :param path: ``args.yml`` or ``config.yml``
-    :return: its content
-    :raises UsageError: if it is no such file
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_ZooLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not as rl_zoo3 wrote it: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: not as rl_zoo3 wrote it")
-    return dict(content)
-
-
-class _ZooLoader(yaml.FullLoader):
-    """Reads what rl_zoo3 writes: an OrderedDict, tuples and names of classes, but no code."""
-
-
-_ZooLoader.add_constructor(
-    "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
-    lambda loader, node: OrderedDict(loader.construct_sequence(node, deep=True)[0]),  # type: ignore[arg-type]
-)
 
 
 def merged(entry: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -349,32 +329,3 @@ def _number(text: str) -> Any:
         return float(text) if text[:1] in tuple("+-.0123456789") else text
     except ValueError:
         return text
-
-
-def arguments_of(cls: type) -> dict[str, Any]:
-    """
-    Names and annotations of the arguments of a class, those that it passes on to its bases included; ``kwargs`` is
-    among them if it takes any name.
-    """
-    found: dict[str, Any] = {}
-    for base in inspect.getmro(cls):
-        if "__init__" not in vars(base):
-            continue
-        init: Callable[..., None] = vars(base)["__init__"]
-        parameters = inspect.signature(init).parameters.values()
-        for parameter in parameters:
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(parameter.name, _annotation(parameter.annotation, init))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    else:
-        found["kwargs"] = Any
-    found.pop("self", None)
-    return found
-
-
-def _annotation(annotation: Any, function: Any) -> Any:
-    try:
-        return eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation
-    except Exception:  # a name that only a type checker imports
-        return Any

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_plasticity.envs import Schedule, Task
 from sb3_plasticity.envs.schedules import Sinusoid
+from sb3_plasticity.zoo.checkpoints import save
 
 N_TASKS = 5
 
@@ -45,25 +46,24 @@ def fixed_tasks(env: VecEnv, tasks: list[int] | None = None) -> FixedTasks:
     schedule: Schedule = env.get_attr("schedule")[0]
     frozen: Task | None = env.get_attr("clock")[0].frozen
     parameter = env.get_attr("parameter")[0] if env.has_attr("parameter") else None
-    name = str(getattr(parameter, "name", None) or "task")
-    if tasks is None and frozen is not None:
-        tasks = [frozen.index]
-    if tasks is None and isinstance(schedule, Sinusoid):
+    name = getattr(parameter, "name", None) or "task"
+    env_kwargs: dict[str, Any] = {} if frozen is None else {"task": None}
+    if tasks is not None:
+        chosen = [schedule.task(index) for index in tasks]
+    elif frozen is not None:
+        chosen = [schedule.task(frozen.index)]
+    elif isinstance(schedule, Sinusoid):
         values = np.linspace(schedule.low, schedule.high, N_TASKS).tolist()
-        table = {"kind": "cyclic", "values": values, "period": 1}
-        return FixedTasks(list(range(N_TASKS)), [_label(name, Task(0, value)) for value in values], {"schedule": table})
-    chosen = first_tasks(schedule) if tasks is None else [schedule.task(index) for index in tasks]
-    labels = [_label(name, task) for task in chosen]
-    return FixedTasks([task.index for task in chosen], labels, {"task": None} if frozen is not None else {})
+        chosen = [Task(index, value) for index, value in enumerate(values)]
+        env_kwargs = {"schedule": {"kind": "cyclic", "values": values, "period": 1}}
+    else:
+        chosen = _first_tasks(schedule)
+    labels = [str(getattr(task, "name", None) or f"{name}_{task.value:.3g}") for task in chosen]
+    return FixedTasks([task.index for task in chosen], labels, env_kwargs)
 
 
-def first_tasks(schedule: Schedule) -> list[Task]:
-    """
-    List a schedule's first tasks.
-
-    :param schedule: that may end
-    :return: at most five of different values
-    """
+def _first_tasks(schedule: Schedule) -> list[Task]:
+    """List a schedule's first tasks, at most five, of different values."""
     found: dict[float, Task] = {}
     for index in range(N_TASKS):
         try:
@@ -72,10 +72,6 @@ def first_tasks(schedule: Schedule) -> list[Task]:
             break
         found.setdefault(task.value, task)
     return list(found.values())
-
-
-def _label(parameter: str, task: Task) -> str:
-    return str(getattr(task, "name", None) or f"{parameter}_{task.value:.3g}")
 
 
 def episodes_for(n_tasks: int, n_episodes: int) -> int:
@@ -105,13 +101,13 @@ class _Prefixed:
 
 class Evaluation(EvalCallback):
     """
-    SB3's ``EvalCallback`` under a name of its own, with a record that a kill cannot spoil.
+    SB3's ``EvalCallback`` under a name of its own, with a record and a best model that a kill cannot spoil.
 
     :param eval_env: environments; with ``labels``, the i-th stays in the i-th task
     :param prefix: of the logged keys
     :param record: ``.npz`` file of all evaluations
     :param labels: a name for the task of each environment, each of which is then logged by itself
-    :param callback_on_new_best: called when the mean return is the best so far
+    :param best_model: where the model with the best mean return is kept; None for nowhere
     :param start: step that the run goes on from; evaluations up to there that the record holds are kept
     :param kwargs: further arguments of ``EvalCallback``
     """
@@ -122,14 +118,15 @@ class Evaluation(EvalCallback):
         prefix: str,
         record: Path,
         labels: list[str] | None = None,
-        callback_on_new_best: BaseCallback | None = None,
+        best_model: Path | None = None,
         start: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(eval_env, callback_on_new_best, **kwargs)
+        super().__init__(eval_env, **kwargs)
         self.prefix = prefix
         self.record = record
         self.labels = labels
+        self.best_model = best_model
         self.log_path = str(record.with_name(f".partial-{record.stem}"))
         self._returns: list[list[float]] = []
         if start and record.is_file():
@@ -153,15 +150,16 @@ class Evaluation(EvalCallback):
         return _Prefixed(self.model.logger, self.prefix)
 
     def _on_step(self) -> bool:
-        if self.eval_freq <= 0 or self.n_calls % self.eval_freq:
+        if self.n_calls % self.eval_freq:
             return True
         if self.verbose >= 1:
             print(f"Evaluation {self.prefix}:")
         self._returns = [[] for _ in range(self.eval_env.num_envs)]
+        best = self.best_mean_reward
         go_on = super()._on_step()
-        partial = Path(f"{self.log_path}.npz")
-        if partial.exists():
-            partial.replace(self.record)
+        Path(f"{self.log_path}.npz").replace(self.record)
+        if self.best_model is not None and self.best_mean_reward > best:
+            save(self.model, self.best_model)
         return go_on
 
     def _log_success_callback(self, locals_: Mapping[str, Any], globals_: dict[str, Any]) -> None:

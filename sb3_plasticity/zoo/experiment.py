@@ -1,6 +1,7 @@
 """rl_zoo3's experiment manager, for worlds that change and runs that get killed."""
 
 import argparse
+import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS
 from sb3_contrib.common.vec_env import AsyncEval
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -22,6 +22,7 @@ from sb3_plasticity.mitigations.callback import MitigationCallback
 from sb3_plasticity.ppo_l2er.ppo_l2er import PPO_L2ER
 from sb3_plasticity.vec_env import MujocoBatchVecEnv
 from sb3_plasticity.zoo import checkpoints, config
+from sb3_plasticity.zoo.algorithms import ALGOS
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.evaluation import Evaluation, FixedTasks, episodes_for, fixed_tasks
 from sb3_plasticity.zoo.overview import OverviewCallback
@@ -42,10 +43,13 @@ class Experiment(ExperimentManager):
     :param folder: for what evaluations keep
     :param checkpoint: that the run goes on from, if it does
     :param verbose: 1 lets the agent print its log
+    :param search: rl_zoo3's options of a hyper-parameter search
     :raises UsageError: for hyper-parameters that cannot be used
     """
 
-    def __init__(self, spec: RunSpec, folder: Path, checkpoint: Path | None = None, verbose: int = 0) -> None:
+    def __init__(
+        self, spec: RunSpec, folder: Path, checkpoint: Path | None = None, verbose: int = 0, **search: Any
+    ) -> None:
         self.start = 0 if checkpoint is None else checkpoints.steps_in(checkpoint) or 0
         super().__init__(
             argparse.Namespace(),
@@ -56,14 +60,15 @@ class Experiment(ExperimentManager):
             n_eval_episodes=spec.eval_episodes,
             n_eval_envs=spec.n_eval_envs,
             trained_agent="" if checkpoint is None else str(checkpoint),
+            truncate_last_trajectory=spec.truncate_last_trajectory,
             seed=seed_at(spec.seed, self.start),
             verbose=0,  # of rl_zoo3's own remarks
             device=spec.device,
+            **search,
         )
         self._made: list[VecEnv] = []
         self.spec = spec
         self.folder = folder
-        self.env_id = spec.env_id
         entry = config.parse_entry(spec.hyperparams, spec.env_id)
         env_kwargs = dict(entry.pop("env_kwargs", None) or {})
         eval_env_kwargs = env_kwargs | dict(entry.pop("eval_env_kwargs", None) or {})
@@ -72,26 +77,29 @@ class Experiment(ExperimentManager):
         self.mitigations = in_entry["mitigations"]
         # also where rl_zoo3 would keep a schedule of this length
         entry["n_timesteps"] = spec.n_timesteps
-        hyperparams, self.env_wrapper, self.yaml_callbacks, self.vec_env_wrapper = self._preprocess_hyperparams(entry)
+        self._hyperparams, self.env_wrapper, self.yaml_callbacks, self.vec_env_wrapper = self._preprocess_hyperparams(
+            entry
+        )
         self.env_kwargs, self.eval_env_kwargs = env_kwargs, eval_env_kwargs
-        self._hyperparams = hyperparams
         self.verbose = verbose
         wanted = spec.vec_env if spec.vec_env != "auto" or not in_entry["vec_env"] else in_entry["vec_env"]
         self.vec_env = self._choose_vec_env(wanted)
 
     def _choose_vec_env(self, wanted: str) -> str:
+        """Choose a batch of simulations where its results are those of single environments."""
         check_choice("vec_env", wanted, VEC_ENVS)
         if wanted in ("dummy", "subproc"):
             return wanted
-        reason = None
-        if self.env_wrapper is not None or self.monitor_kwargs:
-            reason = "env_wrapper and monitor_kwargs need single environments"
-        else:
-            for kwargs in (self.env_kwargs, self.eval_env_kwargs):
-                reason = reason or batchable(self.env_id, kwargs)
-        if wanted == "batch" and reason is not None:
-            raise UsageError(f"--vec-env batch: {reason}; take dummy or subproc")
-        return "batch" if reason is None else "dummy"
+        try:
+            if self.env_wrapper is not None or self.monitor_kwargs:
+                raise NotBatchableError("env_wrapper and monitor_kwargs need single environments")
+            for env_kwargs in (self.env_kwargs, self.eval_env_kwargs):
+                MujocoBatchVecEnv(self.spec.env_id, 1, **env_kwargs).close()
+        except NotBatchableError as error:
+            if wanted == "batch":
+                raise UsageError(f"--vec-env batch: {error}; take dummy or subproc") from error
+            return "dummy"
+        return "batch"
 
     # -- environments --------------------------------------------------------------------------------------------------
 
@@ -101,19 +109,19 @@ class Experiment(ExperimentManager):
 
         :param n_envs: their number
         :param eval_env: whether they are for evaluation
-        :param no_log: taken for granted: a callback writes the episodes
+        :param no_log: whether they write no monitor files to ``save_path``; in training a callback writes the episodes
         :return: the environments
         """
         if self.vec_env == "batch":
             self.vec_env_class = functools.partial(  # type: ignore[assignment]
                 _batch,
-                env_id=self.env_id,
+                env_id=self.spec.env_id,
                 n_threads=max(self.spec.num_threads, 0),
                 env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
             )
         else:
             self.vec_env_class = SubprocVecEnv if self.vec_env == "subproc" else DummyVecEnv
-        self._made.append(env := super().create_envs(n_envs, eval_env, no_log=True))
+        self._made.append(env := super().create_envs(n_envs, eval_env, no_log))
         return env
 
     def create_fixed_envs(self) -> tuple[VecEnv, FixedTasks] | None:
@@ -126,7 +134,7 @@ class Experiment(ExperimentManager):
         probe = self.create_envs(1, eval_env=True)
         if not has_clock(probe):
             if self.eval_tasks is not None:
-                raise UsageError(f"--eval-tasks: {self.env_id} has no tasks")
+                raise UsageError(f"--eval-tasks: {self.spec.env_id} has no tasks")
             return None
         tasks = fixed_tasks(probe, self.eval_tasks)
         kwargs = self.eval_env_kwargs
@@ -154,6 +162,13 @@ class Experiment(ExperimentManager):
             env.training = env.norm_reward = False
         return env
 
+    def close(self) -> None:
+        """Close every environment that was made."""
+        for env in self._made:
+            with contextlib.suppress(EOFError):  # of a process that ended before
+                env.close()
+        self._made.clear()
+
     # -- the agent -----------------------------------------------------------------------------------------------------
 
     def make_model(self, above: Mapping[str, Any] | None = None) -> BaseAlgorithm:
@@ -163,35 +178,27 @@ class Experiment(ExperimentManager):
         :param above: hyper-parameters above the entry's
         :return: the agent, with its environments
         """
+        algorithm = ALGOS[self.algo]
         if self.continue_training:
             self._check_checkpoint()
         env = self.create_envs(1 if self.algo == "ars" else self.n_envs)
         hyperparams = self._preprocess_action_noise(dict(self._hyperparams), {}, env)
-        if self.continue_training:
-            hyperparams.setdefault("policy", None)
-            replay_buffer = Path(self.trained_agent).with_name("replay_buffer.pkl")
-            if hasattr(ALGOS[self.algo], "load_replay_buffer") and not replay_buffer.exists():
-                print(f"No {replay_buffer.name}: the replay buffer starts empty")
-            return self._load_pretrained_agent(hyperparams, env)
-        arguments = config.merged(hyperparams, above or {})
-        return ALGOS[self.algo](env=env, seed=self.seed, verbose=self.verbose, device=self.device, **arguments)
+        if not self.continue_training:
+            arguments = config.merged(hyperparams, above or {})
+            return algorithm(env=env, seed=self.seed, verbose=self.verbose, device=self.device, **arguments)
+        replay_buffer = Path(self.trained_agent).with_name("replay_buffer.pkl")
+        if hasattr(algorithm, "load_replay_buffer") and not replay_buffer.exists():
+            print(f"No {replay_buffer.name}: the replay buffer starts empty")
+        return self._load_pretrained_agent({"policy": None, **hyperparams}, env)
 
     def _check_checkpoint(self) -> None:
         path, algorithm = Path(self.trained_agent), ALGOS[self.algo]
         data = checkpoints.read_checkpoint(path)
+        policy, known = data["policy_class"], tuple(set(algorithm.policy_aliases.values()))
         missing = {"clip_range", "n_epochs"} - set(data) if issubclass(algorithm, PPO_L2ER) else set()
-        known = tuple(set(algorithm.policy_aliases.values()))
-        policy = data["policy_class"]
         if missing or (known and isinstance(policy, type) and not issubclass(policy, known)):
-            raise UsageError(
-                f"{path}: no checkpoint of {self.algo}: its policy is a {getattr(policy, '__name__', policy)}"
-            )
-
-    def close(self) -> None:
-        """Close every environment that was made."""
-        for env in self._made:
-            env.close()
-        self._made.clear()
+            name = getattr(policy, "__name__", policy)
+            raise UsageError(f"{path}: no checkpoint of {self.algo}: its policy is a {name}")
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -201,10 +208,9 @@ class Experiment(ExperimentManager):
 
         :return: callbacks in their order; the clock first, so that the others of a step see the right task
         """
-        run = {"algo": self.algo, "env": self.env_id, "seed": self.spec.seed, "n_timesteps": self.n_timesteps}
-        overview = OverviewCallback({**self.spec.hyperparams, "n_timesteps": self.n_timesteps}, run)
         clock = [] if any(isinstance(one, TaskSyncCallback) for one in self.yaml_callbacks) else [TaskSyncCallback()]
-        return [*clock, overview, *mitigation_callbacks(self.mitigations), *self.yaml_callbacks]
+        mitigations = [MitigationCallback(self.mitigations)] if self.mitigations else []
+        return [*clock, OverviewCallback(self.spec), *mitigations, *self.yaml_callbacks]
 
     def make_evaluations(self) -> list[BaseCallback]:
         """
@@ -212,37 +218,29 @@ class Experiment(ExperimentManager):
 
         :return: callbacks; ``best_model.zip`` and ``evaluations.npz`` come from the fixed tasks
         """
-        if self.spec.eval_freq <= 0:
-            if self.eval_tasks is not None:
-                self.create_fixed_envs()
+        if self.spec.eval_freq <= 0 and self.eval_tasks is None:
             return []
-        best = checkpoints.SaveBestModel(self.folder / "best_model.zip")
-        freq = max(self.spec.eval_freq // self.n_envs, 1)
-        make = functools.partial(Evaluation, eval_freq=freq, deterministic=self.deterministic_eval, start=self.start)
         fixed = self.create_fixed_envs()
+        if self.spec.eval_freq <= 0:
+            return []
         n_episodes = self.n_eval_episodes
         # in a batch an episode each costs hardly more than one
         together = self.vec_env == "batch" and self.n_eval_envs == 1
         current = self.create_envs(n_episodes if together else self.n_eval_envs, eval_env=True)
-        record = self.folder / "evaluations.npz"
+
+        def make(envs: VecEnv, prefix: str, record: str, n_episodes: int, **options: Any) -> Evaluation:
+            options |= {"n_eval_episodes": n_episodes, "deterministic": self.deterministic_eval, "start": self.start}
+            freq = max(self.spec.eval_freq // self.n_envs, 1)
+            return Evaluation(envs, prefix, self.folder / record, eval_freq=freq, **options)
+
+        judging: dict[str, Any] = {"best_model": self.folder / "best_model.zip", "verbose": self.verbose}
         if fixed is None:
-            return [
-                make(
-                    current, "eval", record, callback_on_new_best=best, n_eval_episodes=n_episodes, verbose=self.verbose
-                )
-            ]
+            return [make(current, "eval", "evaluations.npz", n_episodes, **judging)]
         envs, tasks = fixed
+        n_fixed = episodes_for(envs.num_envs, n_episodes)
         return [
-            make(current, "eval", self.folder / "evaluations_current_task.npz", n_eval_episodes=n_episodes, verbose=0),
-            make(
-                envs,
-                "eval_fixed",
-                record,
-                labels=tasks.labels,
-                callback_on_new_best=best,
-                n_eval_episodes=episodes_for(envs.num_envs, n_episodes),
-                verbose=self.verbose,
-            ),
+            make(current, "eval", "evaluations_current_task.npz", n_episodes, verbose=0),
+            make(envs, "eval_fixed", "evaluations.npz", n_fixed, labels=tasks.labels, **judging),
         ]
 
     def train(self, model: BaseAlgorithm, callbacks: list[BaseCallback], progress: bool = False) -> None:
@@ -253,7 +251,7 @@ class Experiment(ExperimentManager):
         :param callbacks: in their order; all of them see the end of training, whatever ends it
         :param progress: whether to show a progress bar
         """
-        options: dict[str, Any] = {"progress_bar": progress}
+        options: dict[str, Any] = {"progress_bar": progress, "reset_num_timesteps": self.start == 0}
         if self.spec.log_interval != -1:
             options["log_interval"] = self.spec.log_interval if self.spec.log_interval > 0 else None
         if self.algo == "ars" and self.n_envs > 1:
@@ -261,9 +259,7 @@ class Experiment(ExperimentManager):
             options["async_eval"] = AsyncEval(makers, model.policy)  # type: ignore[arg-type]
         together = CallbackList(callbacks)
         try:
-            model.learn(
-                self.n_timesteps - self.start, callback=together, reset_num_timesteps=self.start == 0, **options
-            )
+            model.learn(self.n_timesteps - self.start, callback=together, **options)
         except BaseException:
             if together.num_timesteps or together.locals:
                 together.on_training_end()
@@ -279,31 +275,6 @@ def seed_at(seed: int, step: int) -> int:
     :return: the run's own seed at step 0
     """
     return seed if step == 0 else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-
-
-def mitigation_callbacks(mitigations: Any) -> list[BaseCallback]:
-    """
-    Make the callback of the entry's ``mitigations``.
-
-    :param mitigations: a list of names, or of mappings from a name to its arguments
-    :return: no or one callback
-    """
-    return [MitigationCallback(mitigations)] if mitigations else []
-
-
-def batchable(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
-    """
-    Say whether a batch gives the same results as single environments.
-
-    :param env_id: of the environment
-    :param env_kwargs: its keywords
-    :return: None if it does, else why not
-    """
-    try:
-        MujocoBatchVecEnv(env_id, 1, **env_kwargs).close()
-    except NotBatchableError as error:
-        return str(error)
-    return None
 
 
 def _batch(env_fns: list[Any], *, env_id: str, n_threads: int, env_kwargs: dict[str, Any]) -> MujocoBatchVecEnv:

@@ -21,6 +21,7 @@ timeline.
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -35,6 +36,7 @@ import filelock
 import pandas as pd
 
 from sb3_plasticity.common.files import replacing
+from sb3_plasticity.zoo.errors import UsageError
 
 # Seconds that a run's lock is waited for: whoever only looks at the run has it for an instant.
 PATIENCE = 1.0
@@ -102,7 +104,7 @@ class RunFolder:
         """
         Say what the run is.
 
-        :param description: see :func:`sb3_plasticity.zoo.run.describe`
+        :param description: see :meth:`sb3_plasticity.zoo.spec.RunSpec.begin`
         """
         self._write("run.json", description)
 
@@ -236,14 +238,15 @@ class RunFolder:
         """
         Keep other processes from training the same run; a killed process lets go by itself.
 
-        :raises BlockingIOError: if another process has it
+        :return: a context
+        :raises UsageError: if another process has it
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path / ".lock", timeout=PATIENCE)
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise BlockingIOError(f"{self.path}: another process is training it") from None
+            raise UsageError(f"{self.path}: another process is training it") from None
         try:
             yield
         finally:
@@ -293,21 +296,27 @@ def file_name(env_id: str) -> str:
     return env_id.rpartition(":")[2].replace("/", "-")
 
 
-def make_new(path: Path) -> Path:
+def numbered(path: Path) -> Iterator[Path]:
+    """Name a file or folder, and on and on what it may be called instead: ``<name>-2``, ``<name>-3``, ..."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def make_new(names: Iterable[Path]) -> Path:
     """
     Make a folder that no other process has made, not even one that does so at the same moment.
 
-    :param path: of the folder; ``<name>-2``, ``<name>-3`` are tried if there is one
-    :return: the folder
+    :param names: without an end
+    :return: the first of them that was free
     """
-    number, new = 1, path
-    while True:
+    for path in names:
         try:
-            new.mkdir(parents=True)
-            return new
+            path.mkdir(parents=True)
+            break
         except FileExistsError:
-            number += 1
-            new = path.with_name(f"{path.name}-{number}")
+            continue
+    return path
 
 
 def step_of(model_path: Path) -> int | None:

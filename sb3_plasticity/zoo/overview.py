@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 
 from sb3_plasticity.callbacks.tensorboard import OVERVIEW, add_charts, summary_writer
+from sb3_plasticity.zoo.spec import RunSpec
 
 # CurvatureCallback and PlasticityCallback add theirs.
 CHARTS = {
@@ -38,13 +40,13 @@ class OverviewCallback(BaseCallback):
     ``rollout/ep_rew_mean`` averages over the last 100 episodes whatever their task. ``task/ep_rew_mean`` starts anew
     with every task; ``return_by_task/<index>`` is its curve of one task, in TensorBoard only.
 
-    :param hyperparams: of the run, as its ``config.yml`` has them
-    :param run: algorithm, environment and seed
+    :param spec: of the run
     """
 
-    def __init__(self, hyperparams: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    def __init__(self, spec: RunSpec) -> None:
         super().__init__()
-        self.hyperparams = flatten(run) | flatten(hyperparams)
+        run = {"algo": spec.algo, "env": spec.env_id, "seed": spec.seed}
+        self.hyperparams = flatten({**run, **spec.hyperparams, "n_timesteps": spec.n_timesteps})
         self._task: int | None = None
         self._returns: deque[float] = deque(maxlen=100)
 
@@ -77,18 +79,14 @@ class OverviewCallback(BaseCallback):
             writer.add_scalar(f"return_by_task/{self._task}", mean, self.num_timesteps)
 
 
-def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | int | str]:
+def flatten(mapping: Mapping[str, Any]) -> dict[str, bool | float | int | str]:
     """
     Make hyper-parameters fit for TensorBoard: one level, numbers and text.
 
     :param mapping: may be nested
-    :param prefix: of the keys
     :return: ``{"policy_kwargs.log_std_init": -1.0, ...}``
     """
-    flat: dict[str, bool | float | int | str] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (bool, float, int, str)) else str(value)
-    return flat
+    (flat,) = pd.json_normalize(dict(mapping)).to_dict("records")
+    return {
+        str(key): value if isinstance(value, bool | float | int | str) else str(value) for key, value in flat.items()
+    }

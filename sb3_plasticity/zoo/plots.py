@@ -7,28 +7,25 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 
 from sb3_plasticity.envs.rendering import has_display
 from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.folder import RunFolder, read_table
+from sb3_plasticity.zoo.folder import RunFolder, numbered, read_table
 from sb3_plasticity.zoo.options import whole
-from sb3_plasticity.zoo.record_video import free_path
 
 OF_RL_ZOO = {
     "all_plots": "learning curves of several algorithms and environments, from their evaluations (rl-zoo's)",
     "plot_from_file": "rl-zoo's figures of a file that all_plots wrote",
 }
 X_AXES = {"steps": "Steps", "episodes": "Episodes", "time": "Hours"}
-Y_AXES = {"reward": ("r", "return"), "length": ("l", "length"), "success": ("is_success", "is_success")}
+# Columns of a monitor file and of a timeline of ours.
+Y_AXES = {"reward": ("r", "return"), "length": ("l", "length"), "success": ("is_success", "")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the sub-commands and their options.
-
-    :param parser: of the command
-    """
+    """Add the sub-commands and their options to the command's parser."""
     commands = parser.add_subparsers(metavar="PLOT", required=True, dest="plot", title="plots")
     train = commands.add_parser("plot_train", help="returns of training, smoothed", description="Returns of training.")
     add = train.add_argument
@@ -56,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     :raises UsageError: if there is nothing to draw
     """
     if options.plot == "plot_train":
-        return plot_train(options)
+        return _plot_train(options)
     display = {} if has_display() else {"MPLBACKEND": "Agg"}
     code = f"from rl_zoo3.plots import {options.plot} as run; run()"
     process = subprocess.run(
@@ -68,58 +65,52 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def plot_train(options: argparse.Namespace) -> int:
-    """
-    Draw what training returned, run by run.
-
-    :param options: of the command line
-    :return: exit status
-    :raises UsageError: if there is nothing to draw
-    """
+def _plot_train(options: argparse.Namespace) -> int:
+    """Draw what training returned, run by run."""
     base = Path(options.exp_folder) / options.algo
     folders = sorted(path for path in base.glob("*") if path.is_dir() and any(env in path.name for env in options.env))
     if not folders:
         raise UsageError(f"{base}: there is no run of {', '.join(options.env)}")
-    figure, axes = plt.subplots(figsize=options.figsize, layout="constrained")
-    window, drawn = options.episode_window, 0
+    window, curves = options.episode_window, {}
     for folder in folders:
-        x, y = _series(RunFolder(folder), options.x_axis, options.y_axis)
-        shown = x <= (options.max_timesteps or np.inf) if options.x_axis == "steps" else np.ones(len(x), dtype=bool)
-        x, y = x[shown], y[shown]
+        x, y = _curve(RunFolder(folder), options.x_axis, options.y_axis)
+        if options.x_axis == "steps" and options.max_timesteps:
+            x, y = x[x <= options.max_timesteps], y[x <= options.max_timesteps]
         if len(y) < window:
             print(f"{folder.name}: {len(y)} episodes, fewer than -w {window}: left out")
-            continue
-        axes.plot(x[window - 1 :], np.convolve(y, np.ones(window) / window, "valid"), label=folder.name)
-        drawn += 1
-    if not drawn:
-        plt.close(figure)
+        else:
+            curves[folder.name] = x[window - 1 :], np.convolve(y, np.ones(window) / window, "valid")
+    if not curves:
         raise UsageError(f"{base}: no run has {window} episodes; take fewer with -w")
+    figure, axes = plt.subplots(figsize=options.figsize, layout="constrained")
+    for name, curve in curves.items():
+        axes.plot(*curve, label=name)
     axes.set_xlabel(X_AXES[options.x_axis], fontsize=options.fontsize)
     axes.set_ylabel(f"Training episode's {options.y_axis}", fontsize=options.fontsize)
     axes.legend()
     if options.output is None and has_display():
         plt.show()
     else:
-        path = Path(options.output) if options.output else free_path(Path("plot_train.png"))
-        if options.output and path.exists():
-            raise UsageError(f"--output {path}: there is such a file, which is not overwritten")
+        names = [Path(options.output)] if options.output else numbered(Path("plot_train.png"))
+        path = next((name for name in names if not name.exists()), None)
+        if path is None:
+            raise UsageError(f"--output {options.output}: there is such a file, which is not overwritten")
         figure.savefig(path, dpi=130)
         print(f"Figure: {path}")
     plt.close(figure)
     return 0
 
 
-def _series(folder: RunFolder, x_axis: str, y_axis: str) -> tuple[np.ndarray, np.ndarray]:
+def _curve(folder: RunFolder, x_axis: str, y_axis: str) -> tuple[np.ndarray, np.ndarray]:
     """Read a run of ours as one timeline, one of rl-zoo's from its monitor files."""
-    column, ours = Y_AXES[y_axis]
-    episodes = folder.episodes()
-    if len(episodes) and ours in episodes and x_axis != "time":
-        x = episodes.step if x_axis == "steps" else np.arange(1, len(episodes) + 1)
+    episodes, (column, ours) = folder.episodes(), Y_AXES[y_axis]
+    if len(episodes) and ours and x_axis != "time":
+        x = episodes.step if x_axis == "steps" else range(1, len(episodes) + 1)
         return np.asarray(x, dtype=float), episodes[ours].to_numpy(dtype=float)
     tables = [read_table(path) for path in sorted(folder.path.glob("*.monitor.csv"))]
     rows = [table for table in tables if {column, "l", "t"} <= set(table)]
     if not rows:
         return np.empty(0), np.empty(0)
-    order = np.argsort(np.concatenate([table.t for table in rows]), kind="stable")
-    time, length, y = (np.concatenate([table[name] for table in rows])[order] for name in ("t", "l", column))
-    return {"steps": np.cumsum(length), "episodes": np.arange(1.0, len(y) + 1), "time": time / 3600}[x_axis], y
+    whole = pd.concat(rows).sort_values("t", kind="stable")
+    axes = {"steps": whole.l.cumsum(), "episodes": range(1, len(whole) + 1), "time": whole.t / 3600}
+    return np.asarray(axes[x_axis], dtype=float), whole[column].to_numpy(dtype=float)

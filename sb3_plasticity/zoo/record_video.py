@@ -7,17 +7,13 @@ from rich.progress import track
 from stable_baselines3.common.vec_env import VecVideoRecorder
 
 from sb3_plasticity.zoo.checkpoints import steps_in
-from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.options import add_agent_options
-from sb3_plasticity.zoo.shown import show
+from sb3_plasticity.zoo.errors import mistakes_in
+from sb3_plasticity.zoo.folder import numbered
+from sb3_plasticity.zoo.trained_agent import add_agent_options, load_agent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the command's options.
-
-    :param parser: of the command
-    """
+    """Add the command's options to its parser."""
     add_agent_options(parser)
     parser.add_argument("-o", "--output-folder", metavar="DIR", help="of the film (default: the run's videos)")
 
@@ -30,38 +26,25 @@ def run(options: argparse.Namespace) -> int:
     :return: exit status
     :raises UsageError: if nothing can be drawn or filmed
     """
-    shown = show(options, render_mode="rgb_array")
-    if shown.task:
-        print(shown.task)
-    folder = Path(options.output_folder or shown.path.parent / "videos")
+    agent = load_agent(options, render_mode="rgb_array")
+    if agent.task:
+        print(agent.task)
+    folder = Path(options.output_folder or agent.path.parent / "videos")
     task = "" if options.task is None else f"-task-{options.task}"
-    path = free_path(folder / f"{shown.spec.algo}-{shown.path.stem}-at-{steps_in(shown.path)}{task}.mp4")
+    name = f"{agent.spec.algo}-{agent.path.stem}-at-{steps_in(agent.path)}{task}.mp4"
+    path = next(path for path in numbered(folder / name) if not path.exists())
     n = options.n_timesteps
+    kinds = (ImportError, RuntimeError, ValueError, AttributeError)
     try:
-        recorder = VecVideoRecorder(shown.env, str(folder), lambda step: step == 0, n, name_prefix=path.stem)
-        shown.env = recorder
-        for _ in track(shown.steps(n), "Filming", total=n):
-            pass
+        with mistakes_in(f"--env {agent.spec.env_id}: it cannot be filmed", *kinds):
+            recorder = VecVideoRecorder(agent.env, str(folder), lambda step: step == 0, n, name_prefix=path.stem)
+            agent.env = recorder
+            for _ in track(agent.steps(n), "Filming", total=n):
+                pass
     except KeyboardInterrupt:
         pass
-    except (ImportError, RuntimeError, ValueError, AttributeError) as error:
-        raise UsageError(f"--env {shown.spec.env_id}: it cannot be filmed: {error}") from error
     finally:
-        shown.env.close()
+        agent.env.close()
     Path(recorder.video_path).rename(path)
     print(f"Film: {path}")
     return 0
-
-
-def free_path(path: Path) -> Path:
-    """
-    Find a name that is not taken.
-
-    :param path: of a file
-    :return: the path, or ``<name>-2``, ``<name>-3``, ...
-    """
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free

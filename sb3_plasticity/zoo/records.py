@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import ResultsWriter
@@ -83,6 +82,31 @@ class Keeper(BaseCallback):
         """Time that the run has taken."""
         return self._before + time.monotonic() - self._began
 
+    @contextlib.contextmanager
+    def stopping_between_rollouts(self) -> Iterator[None]:
+        """
+        Let an interrupt (Ctrl-C, or a cluster's SIGTERM) end training after the present rollout and its update.
+
+        A second one ends it at once.
+
+        :return: a context
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+            print("\nStopping after this rollout; once more to stop at once", flush=True)
+
+        in_main_thread = threading.current_thread() is threading.main_thread()  # signals are nobody else's
+        numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+        before = {number: signal.signal(number, stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def _on_training_start(self) -> None:
         self._saved = self.num_timesteps
 
@@ -98,39 +122,9 @@ class Keeper(BaseCallback):
         if self.stop:
             save(self.model, self.folder.model)  # for those who look at what there is
             raise KeyboardInterrupt
-        now = time.monotonic()
-        if now - self._noted >= NOTE_EVERY:
-            self._noted = now
+        if time.monotonic() - self._noted >= NOTE_EVERY:
+            self._noted = time.monotonic()
             self.folder.write_state(State("running", self.num_timesteps, self.seconds))
 
     def _on_step(self) -> bool:
         return True
-
-
-@contextlib.contextmanager
-def stopping_between_rollouts(keeper: Keeper) -> Iterator[None]:
-    """
-    Let an interrupt (Ctrl-C, or a cluster's SIGTERM) end training after the present rollout and its update.
-
-    A second one ends it at once.
-
-    :param keeper: of the run
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: FrameType | None) -> Any:
-        if keeper.stop:
-            raise KeyboardInterrupt
-        keeper.stop = True
-        print("\nStopping after this rollout; once more to stop at once", flush=True)
-
-    try:
-        for number in before:
-            signal.signal(number, stop)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

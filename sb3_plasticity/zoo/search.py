@@ -1,6 +1,7 @@
 """Hyper-parameter search: rl_zoo3's spaces, scored on the fixed tasks, sized for the steps that a trial has."""
 
 import argparse
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,14 +11,14 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from sqlalchemy.exc import SQLAlchemyError
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_plasticity.zoo.errors import RunError, UsageError
+from sb3_plasticity.zoo.errors import RunError, UsageError, mistakes_in
 from sb3_plasticity.zoo.evaluation import episodes_for
 from sb3_plasticity.zoo.experiment import Experiment
 from sb3_plasticity.zoo.options import whole
@@ -26,6 +27,7 @@ from sb3_plasticity.zoo.spec import RunSpec
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError)
 # Rollouts that fit into a trial, and evaluations that it is pruned by, at least.
 ROLLOUTS, EVALUATIONS = 8, 4
+DEFAULTS = {"n_trials": 500, "n_jobs": 1, "sampler": "tpe", "pruner": "median", "n_startup_trials": 10}
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +36,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 
     :param parser: of the command ``train``
     """
-    group = parser.add_argument_group("hyper-parameter search")
-
-    def add(*names: str, **options: Any) -> None:
-        group.add_argument(*names, default=argparse.SUPPRESS, **options)
-
+    add = parser.add_argument_group("hyper-parameter search").add_argument
     add("-optimize", "--optimize-hyperparameters", action="store_true", help="search, do not train")
     add("--n-trials", type=whole(1), help="trials of this process (default: 500)")
     add("--max-total-trials", type=whole(1), help="trials of all processes together, instead of --n-trials")
@@ -63,15 +61,14 @@ class Search(Experiment):
     """
 
     def __init__(self, spec: RunSpec, given: Mapping[str, Any]) -> None:
-        super().__init__(without_measurements(spec), Path(given.get("log_folder", "logs")))
-        options = {"n_trials": 500, "max_total_trials": None, "n_jobs": 1, "sampler": "tpe", "pruner": "median"}
-        options |= {"n_startup_trials": 10, "storage": None, "study_name": None, "optimization_log_path": None}
-        options |= {"no_optim_plots": False, "n_evaluations": max(EVALUATIONS, spec.n_timesteps // 100_000)}
-        vars(self).update({name: given.get(name, default) for name, default in options.items()})
-        self.tensorboard_log = None
+        names = (*DEFAULTS, "max_total_trials", "storage", "study_name", "optimization_log_path", "no_optim_plots")
+        options = {**DEFAULTS, **{name: given[name] for name in names if name in given}}
+        n_evaluations = given.get("n_evaluations", max(EVALUATIONS, spec.n_timesteps // 100_000))
+        folder = Path(given.get("log_folder", "logs"))
+        super().__init__(_without_measurements(spec), folder, n_evaluations=n_evaluations, **options)
         self.talkative: int = given.get("verbose", 1)
-        self._preprocess_action_noise(dict(self._hyperparams), {}, self.create_envs(1))
-        self.close()
+        with contextlib.closing(self):
+            self._preprocess_action_noise(dict(self._hyperparams), {}, self.create_envs(1))  # sets n_actions
 
     def run(self) -> None:
         """
@@ -86,12 +83,13 @@ class Search(Experiment):
             f"{n_trials * self.n_timesteps:,} steps; Ctrl-C ends the search with what it has"
         )
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not self.talkative) as self._bar:
-            self._task = self._bar.add_task("searching", total=n_trials * self.n_timesteps)
+        with (
+            mistakes_in(f"--storage {self.storage}", *STORAGE_ERRORS),
+            Progress(*columns, disable=not self.talkative) as self._bar,
+        ):
+            self._bar.add_task("searching", total=n_trials * self.n_timesteps)
             try:
                 self.hyperparameters_optimization()
-            except STORAGE_ERRORS as error:
-                raise UsageError(f"--storage {self.storage}: {error}") from error
             except ValueError as error:
                 if "No trials are completed" not in str(error):
                     raise
@@ -114,8 +112,8 @@ class Search(Experiment):
         }
         longest = max(spec.n_timesteps // (ROLLOUTS * experiment.n_envs), 32)
         sampled = sample(spec.algo, Sized(trial, longest), self.n_actions, experiment.n_envs, her)
-        shown = _Shown(self._bar, self._task, trial.number)
-        try:
+        shown = _StepsShown(self._bar, trial.number)
+        with contextlib.closing(experiment):
             fixed = experiment.create_fixed_envs()
             envs = fixed[0] if fixed else experiment.create_envs(spec.n_eval_envs, eval_env=True)
             path = self.optimization_log_path and str(Path(self.optimization_log_path) / f"trial_{trial.number}")
@@ -128,28 +126,24 @@ class Search(Experiment):
                 eval_freq=max(spec.n_timesteps // self.n_evaluations // experiment.n_envs, 1),
                 deterministic=experiment.deterministic_eval,
             )
-            experiment.train(experiment.make_model(sampled), [*experiment.make_callbacks(), shown, evaluation])
-        except (AssertionError, ValueError, FloatingPointError) as error:
-            print(f"Trial {trial.number}: {error}")
-            raise optuna.exceptions.TrialPruned() from error
-        finally:
-            shown.tell(spec.n_timesteps)
-            experiment.close()
+            try:
+                experiment.train(experiment.make_model(sampled), [*experiment.make_callbacks(), shown, evaluation])
+            except (AssertionError, ValueError, FloatingPointError) as error:
+                print(f"Trial {trial.number}: {error}")
+                raise optuna.exceptions.TrialPruned() from error
+            finally:
+                shown.tell(spec.n_timesteps)
         if evaluation.is_pruned:
             raise optuna.exceptions.TrialPruned()
         return float(evaluation.last_mean_reward)
 
 
-def without_measurements(spec: RunSpec) -> RunSpec:
-    """
-    Leave our own callbacks out of an entry: trials need their score, not our measurements.
-
-    :param spec: of a run
-    :return: the specification of a trial
-    """
+def _without_measurements(spec: RunSpec) -> RunSpec:
+    """Leave our own callbacks out of an entry: trials need their score, not our measurements."""
     callbacks = spec.hyperparams.get("callback") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    kept = [c for c in callbacks if not str(next(iter(c)) if isinstance(c, dict) else c).startswith("sb3_plasticity.")]
+    names = [str(next(iter(one)) if isinstance(one, dict) else one) for one in callbacks]
+    kept = [c for c, name in zip(callbacks, names, strict=True) if not name.startswith("sb3_plasticity.")]
     return replace(spec, hyperparams={**spec.hyperparams, "callback": kept})
 
 
@@ -167,16 +161,14 @@ def read_trial(options: Mapping[str, Any], algo: str) -> dict[str, Any]:
         raise UsageError(f"--trial-id {number}: needs --storage and --study-name")
     if storage.endswith(".log") and not Path(storage).is_file():  # reading would make it
         raise UsageError(f"--storage {storage}: there is no such file")
-    try:
+    with (
+        mistakes_in(f"--trial-id {number}: {name} has no such trial", IndexError),
+        mistakes_in(f"--study-name {name}: {storage} has no such study of {algo}", KeyError),
+        mistakes_in(f"--storage {storage}", *STORAGE_ERRORS),
+    ):
         backend = JournalStorage(JournalFileBackend(storage)) if storage.endswith(".log") else storage
         params = optuna.load_study(storage=backend, study_name=name).trials[number].params
         return dict(HYPERPARAMS_CONVERTER["ppo" if algo == "ppo_l2er" else algo](params))
-    except IndexError:
-        raise UsageError(f"--trial-id {number}: {name} has no such trial") from None
-    except KeyError as error:
-        raise UsageError(f"--study-name {name}: {storage} has no such study of {algo} ({error})") from None
-    except STORAGE_ERRORS as error:
-        raise UsageError(f"--storage {storage}: {error}") from error
 
 
 class Sized:
@@ -192,27 +184,13 @@ class Sized:
         self._longest = longest
 
     def suggest_int(self, name: str, low: int, high: int, **keywords: Any) -> int:
-        """
-        Suggest a whole number.
-
-        :param name: of the hyper-parameter
-        :param low: smallest
-        :param high: largest
-        :param keywords: of ``optuna``
-        :return: the number
-        """
+        """As ``optuna``'s, a rollout's or minibatch's size with another upper end."""
         if name in ("n_steps_pow", "batch_size_pow"):
             high = max(low, min(high, int(math.log2(self._longest))))
         return self._trial.suggest_int(name, low, high, **keywords)
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """
-        Suggest one of several values.
-
-        :param name: of the hyper-parameter
-        :param choices: values
-        :return: one of them
-        """
+        """As ``optuna``'s, without the rollouts that are too long."""
         if name == "n_steps":
             choices = [choice for choice in choices if choice <= self._longest] or choices[:1]
         return self._trial.suggest_categorical(name, choices)
@@ -221,12 +199,12 @@ class Sized:
         return getattr(self._trial, name)
 
 
-class _Shown(BaseCallback):
+class _StepsShown(BaseCallback):
     """Show the steps of a trial in the search's progress bar."""
 
-    def __init__(self, bar: Progress, task: TaskID, number: int) -> None:
+    def __init__(self, bar: Progress, number: int) -> None:
         super().__init__()
-        self._bar, self._task, self._number, self._told = bar, task, number, 0
+        self._bar, self._number, self._told = bar, number, 0
 
     def _on_step(self) -> bool:
         if self.num_timesteps - self._told >= 1000:
@@ -234,7 +212,8 @@ class _Shown(BaseCallback):
         return True
 
     def tell(self, step: int) -> None:
-        self._bar.update(self._task, advance=step - self._told, description=f"trial {self._number}, step {step:,}")
+        text = f"trial {self._number}, step {step:,}"
+        self._bar.update(self._bar.task_ids[0], advance=step - self._told, description=text)
         self._told = step
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_plasticity.common.machine import machine
-from sb3_plasticity.zoo.errors import UsageError
+from sb3_plasticity.zoo.errors import UsageError, mistakes_in
 from sb3_plasticity.zoo.folder import RunFolder
 
 # How run.json marks a tuple and the name of a class.
@@ -73,12 +73,9 @@ class RunSpec:
         :raises UsageError: if the folder holds no (whole) ``run.json``
         """
         description = folder.description()
-        try:
-            return cls(
-                **{item.name: _decode(description[item.name]) for item in fields(cls) if item.name in description}
-            )
-        except TypeError as error:
-            raise UsageError(f"{folder.path}: no folder of a run: {folder.path / 'run.json'}: {error}") from error
+        known = {item.name: _decode(description[item.name]) for item in fields(cls) if item.name in description}
+        with mistakes_in(f"{folder.path}: no folder of a run: {folder.path / 'run.json'}", TypeError):
+            return cls(**known)
 
     def begin(self, folder: RunFolder) -> None:
         """
@@ -134,12 +131,9 @@ def made_with() -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Return the commit of the checkout that this package runs from, marked if it was changed; None outside of one."""
-    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= (changed)"]
     try:
-        commit, changed = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
+        process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + (" (changed)" if changed else "")
+    return process.stdout.strip()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch as th
 import yaml
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     HumanOutputFormat,
@@ -24,10 +23,9 @@ from sb3_plasticity.zoo import checkpoints
 from sb3_plasticity.zoo.config import check_entry
 from sb3_plasticity.zoo.errors import RunError, SetupError, UsageError
 from sb3_plasticity.zoo.experiment import Experiment
-from sb3_plasticity.zoo.folder import RunFolder, State, file_name, make_new
-from sb3_plasticity.zoo.options import check_algorithm, check_environment
-from sb3_plasticity.zoo.records import EpisodeLog, Keeper, stopping_between_rollouts
-from sb3_plasticity.zoo.registration import register
+from sb3_plasticity.zoo.folder import RunFolder, State, file_name, make_new, numbered, step_of
+from sb3_plasticity.zoo.options import check_known
+from sb3_plasticity.zoo.records import EpisodeLog, Keeper
 from sb3_plasticity.zoo.spec import RunSpec, note_resumed
 
 
@@ -45,85 +43,51 @@ def train(folder: RunFolder, *, verbose: int = 0, progress: bool = False) -> Non
     :raises KeyboardInterrupt: after an interrupt; its text says how to go on
     """
     spec = RunSpec.of(folder)
-    register()
-    check_environment(spec.env_id, spec.gym_packages)
-    check_algorithm(spec.algo)
-    try:
-        with folder.lock():
-            state = folder.state()
-            if state.state == "finished" and state.step >= spec.n_timesteps:
-                if verbose:
-                    print(f"{folder.path}: finished, with {state.step:,} of {spec.n_timesteps:,} steps")
-                return
+    check_known(spec.algo, spec.env_id, spec.gym_packages)
+    with folder.lock():
+        state = folder.state()
+        if state.state == "finished" and state.step >= spec.n_timesteps:
+            if verbose:
+                print(f"{folder.path}: finished, with {state.step:,} of {spec.n_timesteps:,} steps")
+            return
+        with _end_is_noted(folder, spec.n_timesteps):
             _train(spec, folder, verbose, progress)
-    except BlockingIOError as error:
-        raise UsageError(str(error)) from None
-
-
-def resume(path: Path) -> int:
-    """
-    Train the run that a folder describes, as :func:`train`, in this process.
-
-    :param path: of the folder
-    :return: exit status: 0 when it is finished, 1 if it crashed, 2 if it cannot be begun, 130 after an interrupt
-    """
-    try:
-        train(RunFolder(path))
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt as error:
-        print(error, file=sys.stderr)
-        return 130
-    return 0
 
 
 def _train(spec: RunSpec, folder: RunFolder, verbose: int, progress: bool) -> None:
     checkpoint = checkpoints.newest_model(folder) or (Path(spec.trained_agent) if spec.trained_agent else None)
     before = folder.state()
     keeper = None
-    model = None
-    with _crash_is_noted(folder):
-        try:
-            check_entry(spec.hyperparams, "hyper-parameters", spec.algo, spec.env_id)
-            set_random_seed(spec.seed)
-            if spec.num_threads > 0:
-                th.set_num_threads(spec.num_threads)
-            experiment = Experiment(spec, folder.path, checkpoint, verbose)
+    try:
+        check_entry(spec.hyperparams, "hyper-parameters", spec.algo, spec.env_id)
+        set_random_seed(spec.seed)
+        if spec.num_threads > 0:
+            th.set_num_threads(spec.num_threads)
+        with contextlib.closing(Experiment(spec, folder.path, checkpoint, verbose)) as experiment:
             start = experiment.start
             evaluations = experiment.make_evaluations()
             model = experiment.make_model()
             callbacks = experiment.make_callbacks()
-        except UsageError:
-            raise
-        except Exception as error:
-            raise SetupError(_words(error)) from error
-        if folder.attempts():
-            note_resumed(folder, start)
-        records = folder.new_attempt(start)
-        model.set_logger(_make_logger(spec, folder, records, verbose))
-        _write_zoo_files(spec, folder)
-        # what was lost when an attempt was killed is not part of the time that the run takes
-        seconds = before.seconds * start / before.step if before.step else 0.0
-        folder.write_state(State("running", start, seconds))
-        keeper = Keeper(folder, spec.save_freq, seconds, verbose)
-        log = EpisodeLog(records, spec.env_id, experiment.monitor_kwargs.get("info_keywords", ()))
-        if start and verbose:
-            print(f"Continuing at step {start} of {spec.n_timesteps}")
-        try:
-            with stopping_between_rollouts(keeper):
+            # what was lost when an attempt was killed is not part of the time that the run takes
+            seconds = before.seconds * start / before.step if before.step else 0.0
+            keeper = Keeper(folder, spec.save_freq, seconds, verbose)
+            if folder.attempts():
+                note_resumed(folder, start)
+            records = folder.new_attempt(start)
+            model.set_logger(_make_logger(spec, folder, records, verbose))
+            _write_zoo_files(spec, folder)
+            folder.write_state(State("running", start, seconds))
+            log = EpisodeLog(records, spec.env_id, experiment.monitor_kwargs.get("info_keywords", ()))
+            if start and verbose:
+                print(f"Continuing at step {start} of {spec.n_timesteps}")
+            with keeper.stopping_between_rollouts():
                 experiment.train(model, [keeper, log, *callbacks, *evaluations], progress)
-        except Exception as error:
-            if keeper.rollouts > 1 or isinstance(error, (OSError, FloatingPointError)):
-                raise
-            raise SetupError(_words(error)) from error  # the first update failed: nothing has been learned
-        finally:
-            with contextlib.suppress(EOFError):
-                experiment.close()
-        _finish(spec, folder, model, keeper)
-
-
-def _finish(spec: RunSpec, folder: RunFolder, model: BaseAlgorithm, keeper: Keeper) -> None:
+    except UsageError:
+        raise
+    except Exception as error:
+        if keeper is not None and (keeper.rollouts > 1 or isinstance(error, (OSError, FloatingPointError))):
+            raise
+        raise SetupError(_words(error)) from error  # nothing has been learned yet
     checkpoints.save(model, folder.model)
     if spec.save_replay_buffer and hasattr(model, "save_replay_buffer"):
         with replacing(folder.path / "replay_buffer.pkl") as temporary:
@@ -132,7 +96,7 @@ def _finish(spec: RunSpec, folder: RunFolder, model: BaseAlgorithm, keeper: Keep
 
 
 @contextlib.contextmanager
-def _crash_is_noted(folder: RunFolder) -> Iterator[None]:
+def _end_is_noted(folder: RunFolder, n_timesteps: int) -> Iterator[None]:
     """Leave ``state.json`` true, whatever ends a run, and the traceback in ``log.txt``."""
     try:
         yield
@@ -145,19 +109,15 @@ def _crash_is_noted(folder: RunFolder) -> Iterator[None]:
         if isinstance(error, (UsageError, OSError)):
             raise
         raise RunError(f"{text}; the last checkpoint is as it was, the traceback in {folder.log}") from error
-    except KeyboardInterrupt:
+    except BaseException as error:  # an interrupt; or whoever asks the process to exit starts the run again
         newest = folder.last_checkpoint()
-        step = 0 if newest is None else checkpoints.steps_in(newest) or 0
+        step = (newest and step_of(newest)) or 0
         with contextlib.suppress(OSError):
-            state = folder.state()
-            folder.write_state(replace(state, state="pending", step=min(step, state.step) if newest is None else step))
-        total = folder.description().get("n_timesteps", 0)
-        raise KeyboardInterrupt(
-            f"at {step:,} of {total:,} steps; go on with: sb3-plasticity train -i {folder.path}"
-        ) from None
-    except BaseException:  # whoever asks the process to exit starts the run again
-        folder.write_state(replace(folder.state(), state="pending"))
-        raise
+            folder.write_state(replace(folder.state(), state="pending", step=step))
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        go_on = f"go on with: sb3-plasticity train -i {folder.path}"
+        raise KeyboardInterrupt(f"at {step:,} of {n_timesteps:,} steps; {go_on}") from None
 
 
 def _make_logger(spec: RunSpec, folder: RunFolder, records: Path, verbose: int) -> Logger:
@@ -165,7 +125,7 @@ def _make_logger(spec: RunSpec, folder: RunFolder, records: Path, verbose: int) 
     events = records
     if spec.tensorboard_log:
         name = folder.path.name if records == folder.path else f"{folder.path.name}_{records.name}"
-        events = make_new(Path(spec.tensorboard_log) / spec.algo / name)
+        events = make_new(numbered(Path(spec.tensorboard_log) / spec.algo / name))
     formats: list[KVWriter] = [CSVOutputFormat(str(records / "progress.csv")), TensorBoardOutputFormat(str(events))]
     if verbose >= 1:
         # keys such as eval_fixed/actuator_strength_0.512 differ in their ends
@@ -175,15 +135,17 @@ def _make_logger(spec: RunSpec, folder: RunFolder, records: Path, verbose: int) 
 
 def _write_zoo_files(spec: RunSpec, folder: RunFolder) -> None:
     """Write what rl-zoo's own scripts read of a run."""
-    files = folder.path / file_name(spec.env_id)
-    entry = {**spec.hyperparams, "n_timesteps": spec.n_timesteps}
     options = {key: value for key, value in vars(spec).items() if key not in ("env_id", "hyperparams", "tags")}
-    args = {**options, "env": spec.env_id, "env_kwargs": spec.hyperparams.get("env_kwargs"), "log_folder": ""}
-    for name, content in (("config.yml", entry), ("args.yml", args)):
-        with replacing(files / name) as temporary:
-            temporary.write_text(yaml.dump(content), encoding="utf-8")
-    with replacing(files / "command.txt") as temporary:
-        temporary.write_text(" ".join(sys.orig_argv), encoding="utf-8")
+    contents = {
+        "config.yml": yaml.dump({**spec.hyperparams, "n_timesteps": spec.n_timesteps}),
+        "args.yml": yaml.dump(
+            {**options, "env": spec.env_id, "env_kwargs": spec.hyperparams.get("env_kwargs"), "log_folder": ""}
+        ),
+        "command.txt": " ".join(sys.orig_argv),
+    }
+    for name, content in contents.items():
+        with replacing(folder.path / file_name(spec.env_id) / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 def _words(error: BaseException) -> str:

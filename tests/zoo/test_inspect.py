@@ -13,7 +13,6 @@ from sb3_plasticity import Spectrum
 from sb3_plasticity.cli import main
 from sb3_plasticity.inspect_agent import algorithm_of
 from sb3_plasticity.zoo.checkpoints import read_checkpoint
-from sb3_plasticity.zoo.registration import register
 
 
 def tiny():
@@ -69,7 +68,6 @@ def test_statistics_beside_the_model(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_algorithm_is_told_by_the_file(name, tmp_path):
-    register()
     model = make_agent(name)
     model.save(tmp_path / "model.zip")
     found = algorithm_of(read_checkpoint(tmp_path / "model.zip"), tmp_path / "model.zip")

@@ -126,7 +126,7 @@ def test_a_running_state_without_a_process_is_pending(tmp_path):
     assert run.state() == State("pending", 128, 2.0)
     with run.lock():
         assert run.state() == State("running", 128, 2.0)
-        with pytest.raises(BlockingIOError, match="another process"), run.lock():
+        with pytest.raises(UsageError, match="another process"), run.lock():
             pass
     assert run.state().state == "pending"
 

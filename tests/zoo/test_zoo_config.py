@@ -8,7 +8,6 @@ import pytest
 import torch as th
 import yaml
 from conftest import TINY
-from rl_zoo3.utils import ALGOS
 
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.cli import main
@@ -16,10 +15,8 @@ from sb3_plasticity.mitigations.callback import MitigationCallback
 from sb3_plasticity.zoo import config
 from sb3_plasticity.zoo.experiment import Experiment
 from sb3_plasticity.zoo.options import parse_value
-from sb3_plasticity.zoo.registration import register
 from sb3_plasticity.zoo.train import make_spec
 
-register()
 CONTENT = {algo: config.read_file(str(config.packaged_config(algo))) for algo in ("ppo", "ppo_l2er")}
 ENV_IDS = [f"Slippery{robot}-v0" for robot in ("Ant", "HalfCheetah", "Hopper", "Walker2d", "Humanoid")]
 ENV_IDS += ["NonStationaryAnt-v0"]
@@ -268,51 +265,3 @@ def test_a_wrong_option_is_refused_in_one_line(options, train):
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="er_ceof"):
         main(["train", "--debug", "--algo", "ppo_l2er", *TINY, "er_ceof:1"])
-
-
-RL_ZOO = {
-    "ppo": """
-Pendulum-v1:
-  n_envs: 2
-  n_timesteps: !!float 100
-  policy: 'MlpPolicy'
-  normalize: "dict(norm_obs=True, norm_reward=False)"
-  env_wrapper: [{gymnasium.wrappers.RescaleAction: {min_action: -1.0, max_action: 1.0}}]
-  n_steps: 32
-  batch_size: 32
-  n_epochs: 1
-  learning_rate: lin_3e-4
-  clip_range: lin_0.2
-  use_sde: True
-  policy_kwargs: "dict(log_std_init=-2, ortho_init=False, activation_fn=nn.ReLU, net_arch=dict(pi=[16], vf=[16]))"
-  monitor_kwargs: {allow_early_resets: True}
-""",
-    "sac": """
-Pendulum-v1:
-  n_timesteps: 100
-  policy: 'MlpPolicy'
-  learning_rate: !!float 7.3e-4
-  buffer_size: 300
-  learning_starts: 50
-  train_freq: [4, "step"]
-  gradient_steps: 1
-  ent_coef: 'auto'
-  frame_stack: 2
-  noise_type: 'normal'
-  noise_std: 0.1
-  policy_kwargs: "dict(net_arch=[16, 16])"
-""",
-}
-
-
-@pytest.mark.parametrize("algo", RL_ZOO)
-def test_a_file_of_rl_zoos_trains_unchanged_and_goes_on(algo, train):
-    Path("mine.yml").write_text(RL_ZOO[algo])
-    options = ["--algo", algo, "--env", "Pendulum-v1", "--conf-file", "mine.yml", "--device", "cpu", "--verbose", "0"]
-    assert train(*options, "--eval-freq", "60", "--eval-episodes", "1", "--save-freq", "40") == (0, "")
-    run = Path(f"logs/{algo}/Pendulum-v1_1")
-    assert (run / "best_model.zip").is_file() and (run / "Pendulum-v1.zip").is_file()
-    assert train("-i", str(run / "Pendulum-v1.zip"), "-n", "150", "--verbose", "0") == (0, "")
-    model = ALGOS[algo].load(f"logs/{algo}/Pendulum-v1_2/Pendulum-v1.zip", device="cpu")
-    assert model.num_timesteps >= 150 and type(model).__name__.lower() == algo
-    assert main(["enjoy", "--algo", algo, "--env", "Pendulum-v1", "-n", "10", "--no-render", "--exp-id", "1"]) == 0

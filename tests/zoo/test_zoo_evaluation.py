@@ -11,7 +11,6 @@ from sb3_plasticity import make_nonstationary_vec_env
 from sb3_plasticity.zoo.evaluation import Evaluation, episodes_for, fixed_tasks
 from sb3_plasticity.zoo.experiment import Experiment
 from sb3_plasticity.zoo.overview import flatten
-from sb3_plasticity.zoo.registration import register
 from sb3_plasticity.zoo.search import Sized, sample
 from sb3_plasticity.zoo.spec import RunSpec
 
@@ -58,7 +57,6 @@ def test_both_evaluations_are_recorded(trained):
 
 
 def test_one_evaluation_follows_training_and_the_other_stays(tmp_path):
-    register()
     schedule = {"kind": "cyclic", "values": [0.2, 0.5, 1.0], "period": 100}
     spec = RunSpec(
         algo="ppo",

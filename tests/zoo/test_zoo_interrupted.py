@@ -117,7 +117,7 @@ def test_stopped_and_resumed_is_as_if_uninterrupted_on_paper(tmp_path, monkeypat
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     for folder in (whole, parts):
         spec().begin(folder)
-    assert training.resume(whole.path) == 0
+    training.train(whole)
     real, left = training.Experiment.train, iter([2, 5, 100])
 
     class Killed(BaseException):
@@ -143,10 +143,10 @@ def test_stopped_and_resumed_is_as_if_uninterrupted_on_paper(tmp_path, monkeypat
     for expected in (Killed, None):
         if expected:
             with pytest.raises(expected):
-                training.resume(parts.path)
+                training.train(parts)
             assert parts.state().state == "pending"
         else:
-            assert training.resume(parts.path) == 0
+            training.train(parts)
     assert parts.progress().step.tolist() == whole.progress().step.tolist() == [64, 128, 192, 256]
     assert parts.state().step == whole.state().step == 256
     assert [attempt.start for attempt in parts.attempts()] == [0, 128]
@@ -176,7 +176,7 @@ def test_a_place_that_cannot_be_written_to_is_one_line(train, tmp_path):
         assert status == 1 and error.count("\n") == 1
 
 
-def test_a_crash_is_told_in_one_line_and_kept_whole(tmp_path, monkeypatch, capsys):
+def test_a_crash_is_told_in_one_line_and_kept_whole(tmp_path, monkeypatch, train):
     (tmp_path / "breaking.py").write_text(
         "from stable_baselines3.common.callbacks import BaseCallback\n"
         "class Breaking(BaseCallback):\n"
@@ -187,16 +187,15 @@ def test_a_crash_is_told_in_one_line_and_kept_whole(tmp_path, monkeypatch, capsy
     monkeypatch.syspath_prepend(tmp_path)
     folder = RunFolder(tmp_path / "run")
     spec(hyperparams={**CART, "callback": ["breaking.Breaking"]}).begin(folder)
-    assert training.resume(folder.path) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "enough" in error and "log.txt" in error
+    status, error = train("-i", str(folder.path), "--verbose", "0")
+    assert status == 1 and error.count("\n") == 1 and "enough" in error and "log.txt" in error
     assert folder.state().state == "crashed" and folder.state().error == "enough"
     assert "Traceback" in folder.log.read_text() and folder.last_checkpoint() == folder.checkpoint(128)
 
 
-def test_two_processes_do_not_train_one_run(tmp_path, capsys):
+def test_two_processes_do_not_train_one_run(tmp_path, train):
     folder = RunFolder(tmp_path / "run")
     spec().begin(folder)
     with folder.lock():
-        assert training.resume(folder.path) == 2
-    assert "another process is training it" in capsys.readouterr().err
+        status, error = train("-i", str(folder.path))
+    assert status == 2 and "another process is training it" in error

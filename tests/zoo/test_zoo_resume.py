@@ -17,14 +17,10 @@ from stable_baselines3 import PPO
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.zoo import checkpoints
 from sb3_plasticity.zoo.experiment import seed_at
-from sb3_plasticity.zoo.folder import make_new
-from sb3_plasticity.zoo.registration import register
+from sb3_plasticity.zoo.folder import make_new, numbered
 from sb3_plasticity.zoo.train import make_folder, make_spec
 
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
-
-
-register()
 
 
 def contents(folder):
@@ -120,7 +116,7 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         spec, _ = make_spec({"algo": "ppo", "env": "CartPole-v1"})
         made = list(pool.map(lambda _: make_folder(spec, {"log_folder": tmp_path})[0].path.name, range(8)))
-        events = list(pool.map(lambda _: make_new(tmp_path / "events").name, range(8)))
+        events = list(pool.map(lambda _: make_new(numbered(tmp_path / "events")).name, range(8)))
     assert sorted(made) == [f"CartPole-v1_{number}" for number in range(1, 9)]
     assert sorted(events) == ["events", *(f"events-{number}" for number in range(2, 9))]
 
