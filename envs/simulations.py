@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -23,9 +23,12 @@ from .clock import TaskClock
 from .nonstationary import NonStationaryMixin, warning_names
 from .schedules import Schedule, Task
 
-__all__ = ["BatchedSimulations", "Outcome", "Simulation", "rows"]
+__all__ = ["BatchedSimulations", "MakeBatch", "Outcome", "Simulation", "rows"]
 
 TASK_COLUMNS = ("task_index", "task_value")
+
+MakeBatch = Callable[[mujoco.MjModel, int], Any]
+"""Makes what steps a number of simulations of a model: a ``mujoco.batch.Batch``, or what can do the same."""
 
 
 class BatchedSimulations:
@@ -38,17 +41,26 @@ class BatchedSimulations:
         stepped
     :param n_sims: number of simulations
     :param n_threads: number of threads, 0 for one per CPU
+    :param make_batch: (model, number of simulations) -> what steps them; None for ``mujoco.batch``
     :raises NotBatchableError: if nobody has registered formulas for the environment, if it uses contact forces, or if
         the installed MuJoCo has no ``mujoco.batch``
     """
 
-    def __init__(self, template: gym.Env, n_sims: int, n_threads: int = 0) -> None:
+    def __init__(
+        self,
+        template: gym.Env,
+        n_sims: int,
+        n_threads: int = 0,
+        make_batch: MakeBatch | None = None,
+    ) -> None:
         env: Any = template.unwrapped
         check_batchable(env)
         self.template = env
         self.spec = template.spec  # that of the wrapped environment, which knows the time limit
         self.n_sims = n_sims
-        self.batch = batch_class()(env.model, n_sims, n_threads)
+        self.batch = (
+            batch_class()(env.model, n_sims, n_threads) if make_batch is None else make_batch(env.model, n_sims)
+        )
         self.robot = batched_robot(env, self.batch)
         self._qpos = self.batch.bind("qpos")
         self._qvel = self.batch.bind("qvel")

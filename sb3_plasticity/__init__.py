@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sb3_plasticity.mitigations.base import Mitigation
     from sb3_plasticity.mitigations.callback import MitigationCallback
     from sb3_plasticity.ppo_l2er.ppo_l2er import PPO_L2ER
-    from sb3_plasticity.vec_env import MujocoBatchVecEnv, make_nonstationary_vec_env
+    from sb3_plasticity.vec_env import MujocoBatchVecEnv, MujocoWarpVecEnv, make_nonstationary_vec_env
 
 try:
     __version__ = version("sb3-plasticity")
@@ -49,6 +49,7 @@ _HOME = {
     "Metric": "callbacks.metrics",
     "TaskSyncCallback": "callbacks.task_sync",
     "MujocoBatchVecEnv": "vec_env",
+    "MujocoWarpVecEnv": "vec_env",
     "make_nonstationary_vec_env": "vec_env",
     "NonStationary": "envs.wrappers",
     "TaskSequence": "envs.sequence",
@@ -69,6 +70,7 @@ __all__ = [
     "Mitigation",
     "MitigationCallback",
     "MujocoBatchVecEnv",
+    "MujocoWarpVecEnv",
     "NonStationary",
     "PPO_L2ER",
     "PlasticityCallback",

@@ -19,9 +19,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from sb3_plasticity.common.checks import check_choice, check_count, must_be
 from sb3_plasticity.envs.batched import NotBatchableError, check_batchable
-from sb3_plasticity.envs.simulations import BatchedSimulations, Outcome, Simulation, rows
+from sb3_plasticity.envs.simulations import BatchedSimulations, MakeBatch, Outcome, Simulation, rows
+from sb3_plasticity.envs.warp_batch import WarpBatch
 
-__all__ = ["MujocoBatchVecEnv", "make_nonstationary_vec_env"]
+__all__ = ["MujocoBatchVecEnv", "MujocoWarpVecEnv", "make_nonstationary_vec_env"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class MujocoBatchVecEnv(VecEnv):
     :raises ValueError: for any argument that is out of range
     """
 
+    _make_batch: MakeBatch | None = None
+
     def __init__(
         self,
         env_id: str,
@@ -79,7 +82,7 @@ class MujocoBatchVecEnv(VecEnv):
         check_batchable(template.unwrapped)
         if self.spec is not None and self.spec.additional_wrappers:
             raise NotBatchableError(f"{env_id} has wrappers, which a batch would not apply; use backend='dummy'")
-        self._sims = BatchedSimulations(template, n_envs, n_threads)
+        self._sims = BatchedSimulations(template, n_envs, n_threads, self._make_batch)
         super().__init__(n_envs, template.observation_space, template.action_space)
         self.metadata = template.metadata
         limit = None if self.spec is None else self.spec.max_episode_steps
@@ -234,6 +237,44 @@ class MujocoBatchVecEnv(VecEnv):
 
     def __setstate__(self, arguments: dict[str, Any]) -> None:
         self.__init__(**arguments)  # type: ignore[misc]
+
+
+class MujocoWarpVecEnv(MujocoBatchVecEnv):
+    """
+    Non-stationary MuJoCo environments stepped together by MuJoCo Warp, on a GPU: extra ``warp``.
+
+    The ids, keywords, tasks, episodes and infos are those of :class:`MujocoBatchVecEnv`. The numbers are close, not
+    equal: MuJoCo Warp computes in single precision, and lays the friction pyramid of a contact along other tangents.
+    Where a model asks for the PGS solver, as Humanoid's, Newton's takes its place. On the CPU it is slow, and meant for
+    debugging. The guide on worlds says what was measured.
+
+    :param env_id: id of an environment of ``sb3_plasticity.envs``
+    :param n_envs: number of simulations
+    :param seed: simulation ``i`` starts from ``seed + i``; None for a random start
+    :param device: Warp's name of the device, such as ``"cuda:0"`` or ``"cpu"``; None for Warp's own choice, the first
+        GPU if there is one
+    :param max_contacts: contacts that there is room for, per simulation. One that has more ends its episode, with
+        ``info["simulation_error"]`` ``"CONTACTFULL"``.
+    :param infos: as for :class:`MujocoBatchVecEnv`
+    :param env_kwargs: keywords of the environment
+    :raises NotBatchableError: if MuJoCo Warp is not installed or cannot simulate the environment
+    :raises ValueError: for any argument that is out of range
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        n_envs: int,
+        seed: int | None = None,
+        device: str | None = None,
+        max_contacts: int = 64,
+        infos: str = "all",
+        **env_kwargs: Any,
+    ) -> None:
+        self._make_batch = functools.partial(WarpBatch, device=device, max_contacts=max_contacts)
+        super().__init__(env_id, n_envs, seed=seed, infos=infos, **env_kwargs)
+        del self._arguments["n_threads"]
+        self._arguments |= {"device": device, "max_contacts": max_contacts}
 
 
 def make_nonstationary_vec_env(
