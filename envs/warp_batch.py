@@ -81,7 +81,7 @@ class WarpBatch:
         :param name: a field of MjData
         :return: shape (nsim, ...); only a state's is meant to be written to
         """
-        field = self._host.bind(name)
+        field: np.ndarray = self._host.bind(name)
         if field.flags.writeable:
             return field
         return self._outputs.setdefault(name, field.copy())
@@ -103,7 +103,8 @@ class WarpBatch:
 
         :param name: a field of MjModel, or ``opt.<field>``
         """
-        return self._host.expanded(name)
+        values: np.ndarray | None = self._host.expanded(name)
+        return values
 
     def set_const(self, ids: np.ndarray) -> None:
         """
