@@ -15,15 +15,12 @@ from matplotlib.ticker import EngFormatter
 
 from sb3_plasticity.curvature.plots import plot_density, symlog
 from sb3_plasticity.curvature.spectrum import Spectrum
-from sb3_plasticity.study.measures import BINS_PER_TASK, curve
-from sb3_plasticity.study.results import Timeline
-from sb3_plasticity.study.statistics import Estimate, band
-from sb3_plasticity.study.summary import estimate
-from sb3_plasticity.study.wording import correlation
+from sb3_plasticity.study.statistics import band
+from sb3_plasticity.study.tasks import BINS_PER_TASK, Timeline, bin_means
+from sb3_plasticity.study.wording import written
 
 # Okabe and Ito's colours, told apart by the colour-blind, without the yellow that white paper swallows.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
-BASELINE_COLOR = "#000000"
 LINE_STYLES: tuple[Any, ...] = ((0, (6, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (9, 2, 1, 2, 1, 2)))
 MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 WIDTH = 9.0
@@ -32,14 +29,13 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
+    "axes.titlelocation": "left",
     "legend.frameon": False,
     "pdf.fonttype": 42,
 }
 # More methods than this have a panel each.
 TOGETHER = 2
 COLUMNS = 3
-# Seeds are drawn this pale beside what they are together.
-PALE = 0.35
 
 
 @dataclass(frozen=True)
@@ -70,25 +66,41 @@ def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
     :param baseline: drawn in black, solid, with circles
     :return: by method
     """
-    others = iter(
-        (COLORS[i % len(COLORS)], LINE_STYLES[i % len(LINE_STYLES)], MARKERS[i % len(MARKERS)])
-        for i in range(len(methods))
-    )
-    return {
-        method: Look(_label(method), *((BASELINE_COLOR, "-", "o") if method == baseline else next(others)))
-        for method in methods
-    }
+    found, others = {}, 0
+    for method in methods:
+        # neither mathematics, nor left out of legends
+        label = " " * method.startswith("_") + method.replace("$", r"\$")
+        if method == baseline:
+            found[method] = Look(label, "#000000", "-", "o")
+        else:
+            found[method] = Look(label, *(of[others % len(of)] for of in (COLORS, LINE_STYLES, MARKERS)))
+            others += 1
+    return found
 
 
-def _label(method: str) -> str:
-    """Return a name that matplotlib neither takes for mathematics nor leaves out of legends."""
-    text = method.replace("$", r"\$")
-    return " " + text if text.startswith("_") else text
+def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _drawn(look: Looks, rows: pd.DataFrame) -> list[str]:
+    return [method for method in look if (rows.method == method).any()]
+
+
+def _legend(figure: Figure, methods: Sequence[str], look: Looks, marker: bool = False) -> None:
+    """Put the methods that there are above the panels, where no data are."""
+    handles = []
+    for each in (look[method] for method in methods):
+        shape = {"ls": "", "marker": each.marker} if marker else {"ls": each.line}
+        handles.append(Line2D([], [], color=each.color, lw=1.8, label=each.label, **shape))
+    columns = max(1, min(len(handles), int(90 / (8 + max(len(method) for method in methods)))))
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3)
 
 
 # -- curves: figures 1 and 6 -------------------------------------------------------------------------------------------
 
 
+@mpl.rc_context(STYLE)
 def returns_figure(episodes: pd.DataFrame, time: Timeline, look: Looks, baseline: str, parameter: str) -> Figure:
     """
     Draw the return over steps, below it the tasks' values: two methods together, more of them in a panel each.
@@ -100,45 +112,40 @@ def returns_figure(episodes: pd.DataFrame, time: Timeline, look: Looks, baseline
     :param parameter: what changes from task to task, such as ``"friction"``
     :return: the figure
     """
-    methods = [method for method in look if (episodes.method == method).any()]
+    methods = _drawn(look, episodes)
     others = [method for method in methods if method != baseline]
     shown = [methods] if len(methods) <= TOGETHER else [[baseline, method] for method in others]
     columns = min(COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
-    curves = {method: _curve(episodes[episodes.method == method], "return", time) for method in methods}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.2 if rows == 1 and columns == 1 else 1.2 + 2.1 * rows), layout="constrained")
-        grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[4 if columns == 1 else 2] * rows, 1])
-        first = figure.add_subplot(grid[0, 0])
-        panels = [first]
-        for place in range(1, len(shown)):
-            panels.append(figure.add_subplot(grid[divmod(place, columns)], sharex=first, sharey=first))
-        for axes, pair in zip(panels, shown, strict=True):
-            for method in pair:
-                if method in curves:
-                    _draw_curve(
-                        axes, curves[method], look[method], band=len(pair) == len(methods) or method != baseline
-                    )
-            if len(shown) > 1:
-                axes.set_title(look[pair[-1]].label, loc="left", color=look[pair[-1]].color, fontweight="bold")
-        below = figure.add_subplot(grid[rows, :], sharex=first if columns == 1 else None)
-        for _, group in episodes.groupby("seed"):
-            values = group.groupby("task_index").task_value.first()
-            edges = np.append(values.index.to_numpy() * time.period, time.n_timesteps)
-            below.stairs(values.to_numpy(), edges, baseline=None, color="0.35", alpha=0.8, lw=1)
-        if episodes.task_value.min() > 0 and episodes.task_value.max() > 3 * episodes.task_value.min():
-            below.set_yscale("log")
-        below.set_ylabel(f"{parameter},\neach seed's")
-        for axes in (*panels, below):
-            _step_axis(axes, time)
-        for axes in panels[:-columns]:
-            axes.tick_params(labelbottom=False)
-        below.set_xlabel("environment steps")
-        figure.supylabel("return of an episode", fontsize=10)
-        _legend(figure, methods if len(shown) == 1 else [baseline], look)
+    figure = Figure(figsize=(WIDTH, 4.2 if len(shown) == 1 else 1.2 + 2.1 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[4 if columns == 1 else 2] * rows, 1])
+    panels: list[Axes] = []
+    for place, pair in enumerate(shown):
+        shared = panels[0] if panels else None
+        axes = figure.add_subplot(grid[divmod(place, columns)], sharex=shared, sharey=shared)
+        axes.tick_params(labelbottom=place >= len(shown) - columns)
+        panels.append(axes)
+        for method in [method for method in pair if method in methods]:
+            ranged = len(shown) == 1 or method != baseline
+            _draw_curve(axes, episodes[episodes.method == method], "return", time, look[method], ranged)
+        if len(shown) > 1:
+            axes.set_title(look[pair[-1]].label, color=look[pair[-1]].color, fontweight="bold")
+    below = figure.add_subplot(grid[rows, :], sharex=panels[0] if columns == 1 else None)
+    for _, group in episodes.groupby("seed"):
+        values = group.groupby("task_index").task_value.first()
+        edges = np.append(values.index.to_numpy() * time.period, time.n_timesteps)
+        below.stairs(values.to_numpy(), edges, baseline=None, color="0.35", alpha=0.8, lw=1)
+    if episodes.task_value.min() > 0 and episodes.task_value.max() > 3 * episodes.task_value.min():
+        below.set_yscale("log")
+    below.set(ylabel=f"{parameter},\neach seed's", xlabel="environment steps")
+    for axes in (*panels, below):
+        _step_axis(axes, time)
+    figure.supylabel("return of an episode", fontsize=10)
+    _legend(figure, methods if len(shown) == 1 else [baseline], look)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def panels_figure(progress: pd.DataFrame, measures: Sequence[str], time: Timeline, look: Looks) -> Figure | None:
     """
     Draw what may explain the returns: standard deviation of the policy, and measures of each network over steps.
@@ -149,87 +156,69 @@ def panels_figure(progress: pd.DataFrame, measures: Sequence[str], time: Timelin
     :param look: of the methods
     :return: the figure; None if nothing was logged
     """
-    found = {"train/std": "standard deviation of the policy"}
+    logged = [str(name) for name in progress if progress[name].notna().any()]
+    found = {"train/std": "standard deviation of the policy"} if "train/std" in logged else {}
     for measure in measures:
-        columns = [str(name) for name in progress if str(name).startswith("plasticity/")]
-        found |= {
-            name: f"{measure.replace('_', ' ')}, {name.split('/')[1].replace('_', ' ')}"
-            for name in columns
-            if name.endswith(f"/{measure}")
-        }
-    found = {name: title for name, title in found.items() if name in progress and progress[name].notna().any()}
+        for name in logged:
+            if name.startswith("plasticity/") and name.endswith(f"/{measure}"):
+                found[name] = f"{measure}, {name.split('/')[1]}".replace("_", " ")
     if not found:
         return None
-    with mpl.rc_context(STYLE):
-        height = math.ceil(len(found) / 2)
-        figure = Figure(figsize=(WIDTH, 0.8 + 2.2 * height), layout="constrained")
-        panels = list(figure.subplots(height, 2, sharex=True, squeeze=False).ravel())
-        for axes, (name, title) in zip(panels, found.items(), strict=False):
-            rows = progress[progress[name].notna()]
-            methods = [method for method in look if (rows.method == method).any()]
-            for method in methods:
-                curves = _curve(rows[rows.method == method], name, time)
-                _draw_curve(axes, curves, look[method], band=len(methods) <= TOGETHER)
-            axes.set_title(title, loc="left")
-            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-            _step_axis(axes, time)
-        for axes in panels[len(found) :]:
-            axes.set_visible(False)
-        for axes in panels[max(0, len(found) - 2) : len(found)]:
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel("environment steps")
-        _legend(figure, [method for method in look if (progress.method == method).any()], look)
+    rows = math.ceil(len(found) / 2)
+    figure, grid = _figure(0.8 + 2.2 * rows, rows, 2, sharex=True)
+    panels = list(grid.ravel())
+    for axes, (name, title) in zip(panels, found.items(), strict=False):
+        lines = progress[progress[name].notna()]
+        methods = _drawn(look, lines)
+        for method in methods:
+            _draw_curve(axes, lines[lines.method == method], name, time, look[method], len(methods) <= TOGETHER)
+        axes.set_title(title)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        _step_axis(axes, time)
+    for axes in panels[len(found) :]:
+        axes.set_visible(False)
+    for axes in panels[max(0, len(found) - 2) : len(found)]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("environment steps")
+    _legend(figure, _drawn(look, progress), look)
     return figure
 
 
-def _curve(rows: pd.DataFrame, column: str, time: Timeline) -> tuple[np.ndarray, ...]:
-    """Steps, IQM over seeds, and both ends of its band."""
+def curve(run: pd.DataFrame, column: str, edges: np.ndarray) -> pd.Series:
+    """
+    Put a run's records on a grid: means of bins, empty ones interpolated from those on either side.
+
+    :param run: ``step`` and the records; NaN ones are left out
+    :param column: of the records
+    :param edges: (m + 1,) of the bins, evenly spaced
+    :return: (m,) by upper edge, NaN before the first record
+    """
+    known = run.dropna(subset=[column])
+    return bin_means(known.step, known[column], edges).interpolate()
+
+
+def _draw_curve(axes: Axes, rows: pd.DataFrame, column: str, time: Timeline, look: Look, ranged: bool) -> None:
+    """Draw the IQM over seeds, with its band."""
     edges = np.linspace(0, time.n_tasks * time.period, time.n_tasks * BINS_PER_TASK + 1)
-    curves = [
-        curve(run.step.to_numpy(dtype=float), run[column].to_numpy(dtype=float), edges)
-        for _, run in rows.groupby("seed")
-    ]
-    shown = edges[1:] <= time.n_timesteps
-    return edges[1:][shown], *band(np.stack(curves, axis=1)[shown])
-
-
-def _draw_curve(axes: Axes, drawn: tuple[np.ndarray, ...], look: Look, band: bool) -> None:
-    steps, value, low, high = drawn
-    axes.plot(steps, value, color=look.color, ls=look.line, lw=1.6)
-    if band:
-        axes.fill_between(steps, low, high, color=look.color, alpha=0.15, lw=0)
+    curves = pd.concat([curve(run, column, edges) for _, run in rows.groupby("seed")], axis=1).loc[: time.n_timesteps]
+    middle, low, high = band(curves.to_numpy())
+    axes.plot(curves.index, middle, color=look.color, ls=look.line, lw=1.6)
+    if ranged:
+        axes.fill_between(curves.index, low, high, color=look.color, alpha=0.15, lw=0)
 
 
 def _step_axis(axes: Axes, time: Timeline) -> None:
     axes.set_xlim(0, time.n_timesteps)
     axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if time.n_tasks <= 60:
-        for index in range(1, time.n_tasks):
-            axes.axvline(index * time.period, color="0.6", lw=0.6, ls="--", zorder=0)
-
-
-def _legend(figure: Figure, methods: Sequence[str], look: Looks, marker: bool = False) -> None:
-    """Put the methods that there are above the panels, where no data are."""
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=look[method].color,
-            ls="" if marker else look[method].line,
-            marker=look[method].marker if marker else "",
-            lw=1.8,
-            label=look[method].label,
-        )
-        for method in methods
-    ]
-    columns = max(1, min(len(handles), int(90 / (8 + max(len(method) for method in methods)))))
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3)
+    for index in range(1, time.n_tasks if time.n_tasks <= 60 else 1):
+        axes.axvline(index * time.period, color="0.6", lw=0.6, ls="--", zorder=0)
 
 
 # -- figure 2 ----------------------------------------------------------------------------------------------------------
 
 
+@mpl.rc_context(STYLE)
 def spectra_figure(starts: pd.DataFrame, epsilon: float, tasks: Sequence[int], look: Looks) -> Figure:
     """
     Draw the spectra at the starts of tasks: a row for each method, a column for each task, each seed pale.
@@ -241,38 +230,32 @@ def spectra_figure(starts: pd.DataFrame, epsilon: float, tasks: Sequence[int], l
     :return: the figure
     """
     shown = starts[starts.task_index.isin(tasks)]
-    methods = [method for method in look if (shown.method == method).any()]
-    bottom = 0.1 / max(spectrum.dim for spectrum in shown.spectrum)
-    row_height = 1.75 if len(methods) <= 4 else 1.1
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.0 + row_height * len(methods)), layout="constrained")
-        panels = figure.subplots(len(methods), len(tasks), sharex=True, sharey=True, squeeze=False)
-        for row, method in zip(panels, methods, strict=True):
-            for axes, task in zip(row, tasks, strict=True):
-                there = shown[(shown.method == method) & (shown.task_index == task)]
-                _draw_spectra(axes, there, epsilon, look[method])
-                axes.set(ylim=(bottom, 20), xlabel="", ylabel="")
-            row[0].set_ylabel(look[method].label, color=look[method].color, fontweight="bold", fontsize=9)
-        for axes, task in zip(panels[0], tasks, strict=True):
-            axes.set_title(f"start of task {task + 1}")
-        figure.supylabel("density per decade", fontsize=10)
-        figure.supxlabel("eigenvalue", fontsize=10)
+    methods = _drawn(look, shown)
+    height = 1.0 + (1.75 if len(methods) <= 4 else 1.1) * len(methods)
+    figure, panels = _figure(height, len(methods), len(tasks), sharex=True, sharey=True)
+    linear = epsilon / 100
+    for row, method in zip(panels, methods, strict=True):
+        style = look[method]
+        for axes, task in zip(row, tasks, strict=True):
+            there = shown[(shown.method == method) & (shown.task_index == task)]
+            if there.empty:
+                axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.4")
+                continue
+            if len(there) > 1:
+                for spectrum in there.spectrum:
+                    plot_density(axes, spectrum, linear=linear, color=style.color, lw=0.6, alpha=0.35)
+            plot_density(axes, pooled(list(there.spectrum)), linear=linear, color=style.color, lw=1.6)
+            for side in (-epsilon, epsilon):
+                axes.axvline(float(symlog(np.array(side), linear)), color="0.5", lw=0.8, ls=":")
+            said = f"ε-rank {there.epsilon_rank.mean():.3g}"
+            axes.text(0.99, 0.95, said, ha="right", va="top", transform=axes.transAxes)
+            axes.set(ylim=(0.1 / max(spectrum.dim for spectrum in shown.spectrum), 20), xlabel="", ylabel="")
+        row[0].set_ylabel(style.label, color=style.color, fontweight="bold", fontsize=9)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        axes.set_title(f"start of task {task + 1}", loc="center")
+    figure.supylabel("density per decade", fontsize=10)
+    figure.supxlabel("eigenvalue", fontsize=10)
     return figure
-
-
-def _draw_spectra(axes: Axes, rows: pd.DataFrame, epsilon: float, look: Look) -> None:
-    if rows.empty:
-        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.4")
-        return
-    if len(rows) > 1:
-        for spectrum in rows.spectrum:
-            plot_density(axes, spectrum, linear=epsilon / 100, color=look.color, lw=0.6, alpha=PALE)
-    plot_density(axes, pooled(list(rows.spectrum)), linear=epsilon / 100, color=look.color, lw=1.6)
-    for side in (-epsilon, epsilon):
-        axes.axvline(float(symlog(np.array(side), epsilon / 100)), color="0.5", lw=0.8, ls=":")
-    axes.text(
-        0.99, 0.95, rf"$\epsilon$-rank {rows.epsilon_rank.mean():.3g}", ha="right", va="top", transform=axes.transAxes
-    )
 
 
 def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
@@ -290,141 +273,134 @@ def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
 # -- figures 3 and 4 ---------------------------------------------------------------------------------------------------
 
 
+@mpl.rc_context(STYLE)
 def rank_figure(tasks: pd.DataFrame, fits: pd.DataFrame, xlabel: str, look: Looks) -> Figure:
     """
     Draw the final return of tasks against the epsilon-rank at their starts, with the line through all of them.
 
     :param tasks: of one environment, with ``epsilon_rank``
-    :param fits: see :func:`~sb3_plasticity.study.curvature.fit_ranks`
+    :param fits: see :func:`~sb3_plasticity.study.diagnostics.fit_ranks`
     :param xlabel: what the rank is of
     :param look: of the methods
     :return: the figure
     """
-    points = tasks[tasks.epsilon_rank.notna() & tasks.final_return.notna()]
-    methods = [method for method in look if (points.method == method).any()]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
-        axes = figure.subplots()
-        for method in methods:
-            rows, style = points[points.method == method], look[method]
-            first = rows.task_index == 0
-            for part, face in ((rows[~first], style.color), (rows[first], "none")):
-                drawn = axes.scatter(part.epsilon_rank, part.final_return, s=34, marker=style.marker, alpha=0.85)
-                drawn.set(facecolor=face, edgecolor=style.color)
-        if not fits.empty:
-            line = fits.iloc[0]
-            x = np.array([points.epsilon_rank.min(), points.epsilon_rank.max()])
-            axes.plot(x, line.intercept + line.slope * x, color="0.3", lw=1.5)
-            numbers = f"$R^2$ = {correlation(line.r_squared)}, Spearman's ρ = {correlation(line.spearman)}"
-            axes.set_title(f"{numbers}, n = {line.n} task starts", loc="left")
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel("final return of the task")
-        _legend(figure, methods, look, marker=True)
+    points = tasks.dropna(subset=["epsilon_rank", "final_return"])
+    methods = _drawn(look, points)
+    figure, ((axes,),) = _figure(4.8)
+    for method in methods:
+        style = look[method]
+        for first, part in points[points.method == method].groupby(points.task_index == 0):
+            drawn = axes.scatter(part.epsilon_rank, part.final_return, s=34, marker=style.marker, alpha=0.85)
+            drawn.set(facecolor="none" if first else style.color, edgecolor=style.color)
+    if not fits.empty:
+        line = fits.iloc[0]
+        x = np.array([points.epsilon_rank.min(), points.epsilon_rank.max()])
+        axes.plot(x, line.intercept + line.slope * x, color="0.3", lw=1.5)
+        fit, order = (written(each, "correlation") for each in (line.r_squared, line.spearman))
+        axes.set_title(f"R² = {fit}, Spearman's ρ = {order}, n = {line.n} task starts")
+    axes.set(xlabel=xlabel, ylabel="final return of the task")
+    _legend(figure, methods, look, marker=True)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def trainability_figure(table: pd.DataFrame, look: Looks) -> Figure:
     """
     Draw the share of task starts that reach a rank, and the success of those that do and that do not.
 
-    :param table: see :func:`~sb3_plasticity.study.curvature.trainability`
+    :param table: see :func:`~sb3_plasticity.study.diagnostics.trainability`
     :param look: of the methods
     :return: the figure
     """
-    together = table[table.method == "all"]
-    methods = [method for method in look if (table.method == method).any()]
+    together, methods = table[table.method == "all"], _drawn(look, table)
     places = np.arange(len(together))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for method in methods:
-            style, rows = look[method], table[table.method == method]
-            left.plot(places, 100 * rows.share_reached, color=style.color, ls=style.line, marker=style.marker, ms=6)
-        left.set_ylabel("task starts with rank ≥ ρ, %")
-        for key, shift, face, label in (
-            ("success_reached", -0.08, "0.2", "rank ≥ ρ"),
-            ("success_below", 0.08, "white", "rank < ρ"),
-        ):
-            _errorbars(right, places + shift, list(together[key]), "0.2", "o", 100, label=label, markerfacecolor=face)
-        right.set_ylabel("of which succeed, %\n(all methods)")
-        right.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0)
-        for axes in (left, right):
-            axes.set_xticks(places, [f"{rho:g}" for rho in together.rho])
-            axes.set(xlim=(-0.4, len(together) - 0.6), ylim=(-4, 104), xlabel="threshold ρ")
-        _legend(figure, methods, look, marker=True)
+    figure, ((left, right),) = _figure(3.8, 1, 2)
+    for method in methods:
+        style, rows = look[method], table[table.method == method]
+        left.plot(places, 100 * rows.share_reached, color=style.color, ls=style.line, marker=style.marker, ms=6)
+    for key, shift, face, label in (
+        ("success_reached", -0.08, "0.2", "rank ≥ ρ"),
+        ("success_below", 0.08, "white", "rank < ρ"),
+    ):
+        bars = {"color": "0.2", "marker": "o", "label": label, "markerfacecolor": face}
+        _errorbars(right, places + shift, [vars(each) for each in together[key]], 100, **bars)
+    right.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0)
+    left.set_ylabel("task starts with rank ≥ ρ, %")
+    right.set_ylabel("of which succeed, %\n(all methods)")
+    for axes in (left, right):
+        axes.set_xticks(places, [f"{rho:g}" for rho in together.rho])
+        axes.set(xlim=(-0.4, len(together) - 0.6), ylim=(-4, 104), xlabel="threshold ρ")
+    _legend(figure, methods, look, marker=True)
     return figure
 
 
-def _errorbars(
-    axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], color: str, marker: str, scale: float = 1.0, **more: Any
-) -> None:
-    values = scale * np.array([each.value for each in estimates])
-    ends = scale * np.array([[each.low, each.high] for each in estimates]).T
-    bars = np.where(np.isfinite(ends), np.abs(ends - values), 0.0)
-    axes.errorbar(x, values, bars, color=color, marker=marker, ls="", lw=1.2, ms=6, capsize=3, **more)
+def _errorbars(axes: Axes, x: Any, estimates: Any, scale: float = 1.0, **style: Any) -> None:
+    """Draw rows of ``value``, ``low`` and ``high``; without an interval the marker alone."""
+    value, low, high = scale * pd.DataFrame(estimates)[["value", "low", "high"]].to_numpy(dtype=float).T
+    axes.errorbar(x, value, np.nan_to_num([value - low, high - value]), ls="", lw=1.2, ms=6, capsize=3, **style)
 
 
-# -- figure 5, referee, cost -------------------------------------------------------------------------------------------
+# -- figures 5 and 7, cost ---------------------------------------------------------------------------------------------
 
 
+@mpl.rc_context(STYLE)
 def tasks_figure(summary: pd.DataFrame, look: Looks) -> Figure:
     """
     Draw the final return of every task, and its difference to the baseline's.
 
-    :param summary: of one environment, see :func:`~sb3_plasticity.study.summary.summarize_tasks`
+    :param summary: of one environment, see :func:`~sb3_plasticity.study.tasks.summarize_tasks`
     :param look: of the methods
     :return: the figure
     """
-    methods = [method for method in look if (summary.method == method).any()]
-    tasks = sorted(summary.task_index.unique())
+    methods, tasks = _drawn(look, summary), np.unique(summary.task_index)
     compared = summary.value[summary.measure == "difference"].notna().any()
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.8 if compared else 2.9), layout="constrained")
-        panels = figure.subplots(2 if compared else 1, 1, sharex=True, squeeze=False)[:, 0]
-        for axes, measure in zip(panels, ("final_return", "difference"), strict=False):
-            for place, method in enumerate(methods):
-                shift = 0.7 * ((place + 0.5) / len(methods) - 0.5)
-                numbers = [estimate(summary, method=method, task_index=task, measure=measure) for task in tasks]
-                _errorbars(axes, np.array(tasks) + 1 + shift, numbers, look[method].color, look[method].marker)
-            for task in tasks[1:]:
-                axes.axvline(task + 0.5, color="0.9", lw=0.8, zorder=0)
-        panels[0].set_ylabel("final return, IQM")
-        if compared:
-            panels[1].axhline(0, color="0.4", lw=1)
-            panels[1].set_ylabel("difference to the\nbaseline, IQM")
-        if len(tasks) <= 20:
-            panels[-1].set_xticks([task + 1 for task in tasks])
-        panels[-1].set_xlabel("task")
-        _legend(figure, methods, look, marker=True)
+    titles = {"final_return": "final return, IQM"}
+    titles |= {"difference": "difference to the\nbaseline, IQM"} if compared else {}
+    figure, panels = _figure(2.9 * len(titles), len(titles), sharex=True)
+    for (axes,), (measure, title) in zip(panels, titles.items(), strict=True):
+        for place, method in enumerate(methods):
+            rows = summary[(summary.method == method) & (summary.measure == measure)]
+            x = rows.task_index + 1 + 0.7 * ((place + 0.5) / len(methods) - 0.5)
+            _errorbars(axes, x, rows, color=look[method].color, marker=look[method].marker)
+        for task in tasks[1:]:
+            axes.axvline(task + 0.5, color="0.9", lw=0.8, zorder=0)
+        axes.set_ylabel(title)
+    if compared:
+        panels[1, 0].axhline(0, color="0.4", lw=1)
+    if len(tasks) <= 20:
+        panels[-1, 0].set_xticks(tasks + 1)
+    panels[-1, 0].set_xlabel("task")
+    _legend(figure, methods, look, marker=True)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def referee_figure(verdicts: pd.DataFrame, most: int = 20) -> Figure:
     """
     Draw the rank correlations of the measures at task starts with what the tasks reach.
 
-    :param verdicts: see :func:`~sb3_plasticity.study.referee.judge`
+    :param verdicts: see :func:`~sb3_plasticity.study.diagnostics.judge`
     :param most: measures that are shown
     :return: the figure
     """
     shown = verdicts.head(most)
     places = np.arange(len(shown))
     titles = {"all": "all task starts", "within": "within methods", "between": "between methods"}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.0 + 0.24 * len(shown)), layout="constrained")
-        panels = figure.subplots(1, len(titles), sharey=True, sharex=True)
-        for axes, (view, title) in zip(panels, titles.items(), strict=True):
-            sure = shown[f"{view}_p"] < 0.05
-            axes.axvline(0, color="0.4", lw=1)
-            axes.hlines(places, shown[f"{view}_low"], shown[f"{view}_high"], color="0.45", lw=1.4)
-            axes.scatter(shown[view], places, s=30, c=np.where(sure, "#D55E00", "white"), edgecolor="0.2", zorder=3)
-            axes.set_title(title, loc="left")
-            axes.set(xlim=(-1.02, 1.02), xlabel="Spearman's ρ with the final return")
-        panels[0].set_yticks(places, [name.removeprefix("plasticity/") for name in shown.measure], fontsize=8)
-        panels[0].set_ylim(len(shown) - 0.5, -0.5)
+    figure, (panels,) = _figure(1.0 + 0.24 * len(shown), 1, len(titles), sharey=True, sharex=True)
+    for axes, (view, title) in zip(panels, titles.items(), strict=True):
+        numbers = pd.DataFrame([vars(each) for each in shown[view]])
+        filled = np.where(shown[f"{view}_p"] < 0.05, "#D55E00", "white")
+        axes.axvline(0, color="0.4", lw=1)
+        axes.hlines(places, numbers.low, numbers.high, color="0.45", lw=1.4)
+        axes.scatter(numbers.value, places, s=30, c=filled, edgecolor="0.2", zorder=3)
+        axes.set_title(title)
+        axes.set(xlim=(-1.02, 1.02), xlabel="Spearman's ρ with the final return")
+    panels[0].set_yticks(places, [name.removeprefix("plasticity/") for name in shown.measure], fontsize=8)
+    panels[0].set_ylim(len(shown) - 0.5, -0.5)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def cost_figure(runs: pd.DataFrame, look: Looks) -> Figure:
     """
     Draw the wall time of every run.
@@ -433,17 +409,15 @@ def cost_figure(runs: pd.DataFrame, look: Looks) -> Figure:
     :param look: of the methods
     :return: the figure
     """
-    methods = [method for method in look if (runs.method == method).any()]
-    minutes = runs.seconds.max() < 2 * 3600
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.35 * len(methods)), layout="constrained")
-        axes = figure.subplots()
-        for place, method in enumerate(methods):
-            times = runs.seconds[runs.method == method] / (60 if minutes else 3600)
-            axes.plot(times, np.full(len(times), place), look[method].marker, color=look[method].color, ms=6, alpha=0.7)
-            axes.vlines(times.median(), place - 0.3, place + 0.3, color=look[method].color, lw=2)
-        axes.set_yticks(range(len(methods)), [look[method].label for method in methods])
-        axes.set_ylim(len(methods) - 0.5, -0.5)
-        axes.set_xlim(left=0)
-        axes.set_xlabel(f"{'minutes' if minutes else 'hours'} a run took; the bar is the median")
+    methods = _drawn(look, runs)
+    unit, name = (60, "minutes") if runs.seconds.max() < 2 * 3600 else (3600, "hours")
+    figure, ((axes,),) = _figure(0.9 + 0.35 * len(methods))
+    for place, method in enumerate(methods):
+        times, style = runs.seconds[runs.method == method] / unit, look[method]
+        axes.plot(times, np.full(len(times), place), style.marker, color=style.color, ms=6, alpha=0.7)
+        axes.vlines(times.median(), place - 0.3, place + 0.3, color=style.color, lw=2)
+    axes.set_yticks(range(len(methods)), [look[method].label for method in methods])
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{name} a run took; the bar is the median")
     return figure

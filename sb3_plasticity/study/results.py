@@ -1,9 +1,8 @@
 """The folders of runs as tidy tables: runs, episodes, progress, spectra and tasks. Nothing is written."""
 
 import json
-import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,33 +10,16 @@ from typing import Any
 import pandas as pd
 
 from sb3_plasticity.curvature.records import load_spectra
-from sb3_plasticity.study.measures import area_under_curve, final_return, steps_to_recover
 from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, ReportSettings, Study, planned_runs, read_study
-from sb3_plasticity.study.summary import RUN
+from sb3_plasticity.study.tasks import RUN, Timeline, task_table
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder
 
-SPECTRUM_COLUMNS = ["step", "task_index", "task_value", "phase", "network", "kind", "n_samples", "dim"]
-RANK_COLUMNS = ["epsilon_rank", "epsilon_rank_low", "epsilon_rank_high"]
+SPECTRUM = ["step", "task_index", "task_value", "phase", "network", "kind", "n_samples", "dim", "spectrum"]
+RANK = ["epsilon_rank", "epsilon_rank_low", "epsilon_rank_high"]
+# Of a log: what is about learning or a whole network, not about single layers.
+WHOLE = r"^step$|^train/|^(?:plasticity|plasticity_control|mitigation)/[^/]+/[^/]+$"
 WORDS = {"pending": "has not been finished", "running": "is still running", "crashed": "crashed"}
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """
-    The tasks of a run.
-
-    :param n_timesteps: of the run
-    :param period: steps from one task to the next
-    """
-
-    n_timesteps: int
-    period: int
-
-    @property
-    def n_tasks(self) -> int:
-        """Tasks that a run goes through."""
-        return math.ceil(self.n_timesteps / self.period)
 
 
 @dataclass(frozen=True)
@@ -59,7 +41,7 @@ class Results:
     :param progress: a row per line of the logs: the run, ``step``, and what was logged of whole networks
     :param spectra: a row per spectrum: the run, ``step``, ``task_index``, ``task_value``, ``phase``, ``network``,
         ``kind``, ``epsilon_rank`` with ``_low`` and ``_high`` (what the quadrature leaves open) and ``spectrum``
-    :param tasks: a row per run and task, see :func:`task_table`
+    :param tasks: a row per run and task, see :func:`~sb3_plasticity.study.tasks.task_table`
     :param problems: what is missing, in words
     """
 
@@ -100,46 +82,44 @@ def read_results(path: Path, baseline: str | None = None) -> Results:
             raise UsageError(f"`--baseline` must be one of {', '.join(methods)}, got {baseline!r}")
         settings = settings.model_copy(update={"baseline": baseline})
 
-    rows, problems, idle = list[dict[str, Any]](), list[str](), list[str]()
-    parts: dict[str, list[pd.DataFrame]] = {"episodes": [], "progress": [], "spectra": []}
+    rows, parts, problems, idle = [], [], list[str](), list[str]()
     for run, folder in found:
-        tables, row, warned = _listen(lambda: _read_run(run, folder, settings.epsilon))  # noqa: B023
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            row, tables = _read_run(run, folder, settings.epsilon)
         rows.append(row)
-        problems += warned
+        for message in dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)):
+            warnings.warn(message, stacklevel=2)  # it names a file that is damaged
+            problems.append(f"Damaged: {message}.")
         if row["used"]:
-            for name, table in tables.items():
-                parts[name].append(table)
-            problems += _remarks(run, row, study)
+            parts.append(tables)
+            problems += _remarks(run, row["description"], study)
         elif row["state"] == "pending" and not folder.attempts():
             idle.append(title(run))
         else:
             problems.append(_why_left_out(run, row))
-    if idle:
-        problems.append(f"Not begun: {'; '.join(idle)}.")
+    problems += [f"Not begun: {'; '.join(idle)}."] if idle else []
+    if not parts:
+        raise UsageError(f"{path}: none of its {len(rows)} runs is finished, a report needs one: {problems[0]}")
     runs = pd.DataFrame(rows)
     used = runs[runs.used]
-    if used.empty:
-        raise UsageError(f"{path}: none of its {len(runs)} runs is finished, a report needs one: {problems[0]}")
-    descriptions = dict(zip(used.env_id, used.description, strict=True))
-    timelines = {env_id: _timeline(description) for env_id, description in descriptions.items()}
-    tables = {name: _whole(frames) for name, frames in parts.items()}
+    timelines = {env_id: _timeline(of) for env_id, of in dict(zip(used.env_id, used.description, strict=True)).items()}
+    tables = {name: _joined([each[name] for each in parts]) for name in parts[0]}
     for name in ("episodes", "spectra"):  # a run goes on to the end of its rollout, a little past its last task
         last = tables[name].env_id.map({env_id: time.n_tasks for env_id, time in timelines.items()})
         tables[name] = tables[name][tables[name].task_index < last]
     tasks = task_table(settings, timelines, methods, tables["episodes"], tables["spectra"])
-    problems += missing_measures(settings, tasks, tables["spectra"])
-    kwargs = next(iter(descriptions.values())).get("hyperparams", {}).get("env_kwargs") or {}
     return Results(
         name=path.name if study is None else study.name,
         settings=settings,
         methods=[method for method in methods if (used.method == method).any()],
         timelines=timelines,
         controls=frozenset(run.label for run, _ in found if run.control),
-        parameter=str(kwargs.get("parameter", "friction")).replace("_", " "),
+        parameter=str(_env_kwargs(used.description.iloc[0]).get("parameter", "friction")).replace("_", " "),
         text=text,
         runs=runs,
         tasks=tasks,
-        problems=problems,
+        problems=[*problems, *_missing(settings, tasks)],
         **tables,
     )
 
@@ -156,18 +136,18 @@ def find_runs(path: Path) -> list[tuple[PlannedRun, RunFolder]]:
         with the hyper-parameters in which its runs differ; of runs that are alike in everything the newest counts
     :raises UsageError: if there is none
     """
-    folders = sorted((RunFolder(file.parent) for file in path.rglob("run.json")), key=lambda each: each.path)
+    folders = [RunFolder(file.parent) for file in sorted(path.rglob("run.json"))]
     known = [(folder, given) for folder in folders if (given := folder.description()).get("env_id")]
     if not known:
         raise UsageError(f"{path}: must be the folder of a study, or have runs' folders with a run.json below it")
-    names = [str(given.get("tags", {}).get("method") or given.get("algo")) for _, given in known]
+    names = pd.Series([str(given.get("tags", {}).get("method") or given.get("algo")) for _, given in known])
     entries = pd.json_normalize([given.get("hyperparams", {}) for _, given in known])
     entries = entries.drop(columns=[name for name in entries if str(name).startswith("env_kwargs")]).map(str)
+    differs = entries.groupby(names).transform("nunique") > 1
     found: dict[str, tuple[PlannedRun, RunFolder]] = {}
-    for (folder, given), name, row in zip(known, names, entries.to_dict("records"), strict=True):
-        alike = entries[[other == name for other in names]]
-        differing = [f"{key}={row[key]}" for key in alike if alike[key].nunique() > 1]
-        method = ", ".join([name, *differing])
+    for place, (folder, given) in enumerate(known):
+        differing = [f"{key}={entries[key][place]}" for key in entries if differs[key][place]]
+        method = ", ".join([names[place], *differing])
         control = bool(given.get("tags", {}).get("control", False))
         run = PlannedRun(str(given["env_id"]), method, int(given.get("seed") or 0), control)
         found[run.name] = run, folder
@@ -184,38 +164,18 @@ def title(run: PlannedRun) -> str:
     return f"{run.method}, seed {run.seed}, on {run.label}"
 
 
-def _read_run(run: PlannedRun, folder: RunFolder, epsilon: float) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    state = folder.state()
-    row = {"env_id": run.label, "method": run.method, "seed": run.seed, **vars(state), "used": False}
-    row["description"] = folder.description()
-    if state.state != "finished":
-        return {}, row
+def _read_run(run: PlannedRun, folder: RunFolder, epsilon: float) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    keys: dict[str, Any] = dict(zip(RUN, (run.label, run.method, run.seed), strict=True))
+    row = {**keys, **vars(folder.state()), "used": False, "description": folder.description()}
+    if row["state"] != "finished":
+        return row, {}
+    episodes = folder.episodes()
     tables = {
-        "episodes": folder.episodes(),
-        "progress": whole_networks(folder.progress()),
+        "episodes": episodes.assign(task_index=episodes.task_index.clip(lower=0)),
+        "progress": folder.progress().filter(regex=WHOLE),
         "spectra": read_spectra(folder, epsilon),
     }
-    row["used"] = len(tables["episodes"]) > 0
-    tables["episodes"] = tables["episodes"].assign(task_index=tables["episodes"].task_index.clip(lower=0))
-    keys: dict[str, Any] = {"env_id": run.label, "method": run.method, "seed": run.seed}
-    return {name: table.assign(**keys) for name, table in tables.items()}, row
-
-
-def whole_networks(progress: pd.DataFrame) -> pd.DataFrame:
-    """
-    Leave the columns out that a report does not show: those of single layers, and whatever is not about learning.
-
-    :param progress: lines of a log
-    :return: ``step`` and columns such as ``train/std`` or ``plasticity/policy/effective_rank``
-    """
-    parts = {str(name): str(name).split("/") for name in progress}
-    measured = {"plasticity", "plasticity_control", "mitigation"}
-    kept = [
-        name
-        for name, part in parts.items()
-        if name == "step" or part[0] == "train" or (part[0] in measured and len(part) == 3)
-    ]
-    return progress[kept]
+    return row | {"used": len(episodes) > 0}, {name: table.assign(**keys) for name, table in tables.items()}
 
 
 def read_spectra(folder: RunFolder, epsilon: float) -> pd.DataFrame:
@@ -226,27 +186,15 @@ def read_spectra(folder: RunFolder, epsilon: float) -> pd.DataFrame:
     :param epsilon: of the epsilon-rank
     :return: see :class:`Results`; one for each task, phase, network and kind, and step for periodic ones
     """
-    columns = [*SPECTRUM_COLUMNS, *RANK_COLUMNS, "spectrum"]
-    frames = []
+    names = {f"epsilon_rank_{epsilon:g}{end}": f"epsilon_rank{end}" for end in ("", "_low", "_high")}
+    found = []
     for attempt in folder.attempts():
         if (attempt.path / "curvature").is_dir():
-            frame = load_spectra(attempt.path / "curvature", (epsilon,))
-            names = {f"epsilon_rank_{epsilon:g}{suffix}": f"epsilon_rank{suffix}" for suffix in ("", "_low", "_high")}
-            frames.append(attempt.part(frame.rename(columns=names).reindex(columns=columns)))
-    whole = _whole(frames, columns)
+            frame = load_spectra(attempt.path / "curvature", (epsilon,)).rename(columns=names)
+            found.append(attempt.part(frame.reindex(columns=[*SPECTRUM, *RANK])))
     once = ["task_index", "phase", "network", "kind", "step"]
+    whole = _joined(found or [pd.DataFrame(columns=[*SPECTRUM, *RANK])])
     return whole.drop_duplicates(once, keep="last", ignore_index=True).fillna({"task_index": 0})
-
-
-def _listen(read: Callable[[], tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any], list[str]]:
-    """Read, and give every warning on and back as a sentence: it names a file that is damaged."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        tables, row = read()
-    found = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning))
-    for message in found:
-        warnings.warn(message, stacklevel=3)
-    return tables, row, [f"Damaged: {message}." for message in found]
 
 
 def _why_left_out(run: PlannedRun, row: dict[str, Any]) -> str:
@@ -257,11 +205,11 @@ def _why_left_out(run: PlannedRun, row: dict[str, Any]) -> str:
     return f"{title(run)}, {WORDS[row['state']]} (step {row['step']:,} of {steps:,}){reason}."
 
 
-def _remarks(run: PlannedRun, row: dict[str, Any], study: Study | None) -> list[str]:
+def _remarks(run: PlannedRun, description: dict[str, Any], study: Study | None) -> list[str]:
     """Say where a run is not what the study file says now."""
     if study is None:
         return []
-    description, found = row["description"], []
+    found = []
     if (steps := description.get("n_timesteps", study.n_timesteps)) != study.n_timesteps:
         found.append(f"{steps:,} steps, the study file says {study.n_timesteps:,}")
     asked = json.loads(json.dumps(study.methods[run.method], default=str))
@@ -271,112 +219,37 @@ def _remarks(run: PlannedRun, row: dict[str, Any], study: Study | None) -> list[
     return [f"{title(run)}, was trained with {'; and with '.join(found)}. It is in the report."] if found else []
 
 
-def _timeline(description: dict[str, Any]) -> Timeline:
-    n_timesteps = int(description.get("n_timesteps") or 1)
-    schedule = (description.get("hyperparams", {}).get("env_kwargs") or {}).get("schedule")
-    period = schedule.get("period") if isinstance(schedule, dict) else None
-    return Timeline(n_timesteps, int(description.get("tags", {}).get("period") or period or n_timesteps))
-
-
-def _whole(frames: Iterable[pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
-    filled = [frame for frame in frames if len(frame)]
-    if not filled:
-        return pd.DataFrame(columns=list(columns) or [*RUN, *SPECTRUM_COLUMNS, *RANK_COLUMNS, "spectrum"])
-    return pd.concat(filled, ignore_index=True)
-
-
-# -- tasks -------------------------------------------------------------------------------------------------------------
-
-
-def task_table(
-    settings: ReportSettings,
-    timelines: dict[str, Timeline],
-    methods: Sequence[str],
-    episodes: pd.DataFrame,
-    spectra: pd.DataFrame,
-) -> pd.DataFrame:
-    """
-    Measure every task of every run.
-
-    :param settings: of the report
-    :param timelines: of the environments
-    :param methods: in their order
-    :param episodes: see :class:`Results`
-    :param spectra: see :class:`Results`
-    :return: a row per run and task: ``env_id``, ``method``, ``seed``, ``task_index``, ``task_value``, ``begin``,
-        ``end``, ``final_return``, ``auc``, ``steps_to_recover`` (infinity: not within the task; NaN: no task before),
-        ``best_known`` (best final return of any method's run in the same task), ``success`` (1, 0, or NaN without a
-        final return), ``epsilon_rank`` of the report's network and kind at its start, and
-        ``epsilon_rank_<network>_<kind>`` for all that were measured
-    """
-    rows: list[dict[str, Any]] = []
-    for _, group in episodes.groupby(RUN, sort=False):
-        run = {name: group[name].iloc[0] for name in RUN}
-        rows += [{**run, **row} for row in _run_tasks(settings, timelines[run["env_id"]], group)]
-    tasks = pd.DataFrame(rows)
-    best = tasks.groupby(["env_id", "seed", "task_index"]).final_return.transform("max")
-    success = (tasks.final_return >= best - settings.success_within).astype(float)
-    tasks = tasks.assign(best_known=best, success=success.where(tasks.final_return.notna()))
-    starts = spectra[spectra.phase == "start"]
-    if len(starts):
-        starts = starts.assign(name="epsilon_rank_" + starts.network.astype(str) + "_" + starts.kind.astype(str))
-        keys = [*RUN, "task_index"]
-        wide = starts.drop_duplicates([*keys, "name"]).pivot(index=keys, columns="name", values="epsilon_rank")
-        tasks = tasks.join(wide.astype(float), on=keys)
-    shown = f"epsilon_rank_{settings.network}_{settings.kind}"
-    tasks["epsilon_rank"] = tasks[shown] if shown in tasks else math.nan
-    order = tasks[RUN].assign(
-        env_id=tasks.env_id.map(list(timelines).index), method=tasks.method.map(list(methods).index)
-    )
-    return tasks.loc[order.sort_values(RUN, kind="stable").index].reset_index(drop=True)
-
-
-def _run_tasks(settings: ReportSettings, time: Timeline, episodes: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    before = math.nan
-    groups = dict(list(episodes.groupby("task_index")))
-    for index in range(time.n_tasks):
-        begin, end = index * time.period, min((index + 1) * time.period, time.n_timesteps)
-        group = groups.get(index, episodes.iloc[:0])
-        steps, returns = group.step.to_numpy(dtype=float), group["return"].to_numpy(dtype=float)
-        final = final_return(steps, returns, begin, end, settings.final_share)
-        yield {
-            "task_index": index,
-            "task_value": float(group.task_value.iloc[0]) if len(group) else math.nan,
-            "begin": begin,
-            "end": end,
-            "final_return": final,
-            "auc": area_under_curve(returns, group.length.to_numpy(dtype=float)),
-            "steps_to_recover": steps_to_recover(steps, returns, begin, end, before, settings.recovered_share),
-        }
-        before = final
-
-
-def missing_measures(settings: ReportSettings, tasks: pd.DataFrame, spectra: pd.DataFrame) -> list[str]:
-    """
-    Say which tasks have no final return, and which have no spectrum at their start though others have one.
-
-    :param settings: of the report
-    :param tasks: see :func:`task_table`
-    :param spectra: see :class:`Results`
-    :return: sentences
-    """
+def _missing(settings: ReportSettings, tasks: pd.DataFrame) -> list[str]:
+    """Say which tasks have no final return, and which have no spectrum at their start though others have one."""
     found = []
     if lacking := int(tasks.final_return.isna().sum()):
         found.append(
             f"{lacking} of {len(tasks)} tasks have no final return: no episode ended in the last "
             f"{settings.final_share:.0%} of their steps."
         )
-    if not (spectra.phase == "start").any():
-        return found
     for name in [str(name) for name in tasks if str(name).startswith("epsilon_rank_")]:
-        absent = tasks[tasks[name].isna()]
-        if len(absent) == 0 or len(absent) == len(tasks):
-            continue
         places = [
             f"{method}, seed {seed}, on {env_id} (task {', '.join(str(index + 1) for index in part.task_index)})"
-            for (env_id, method, seed), part in absent.groupby(RUN, sort=False)
+            for (env_id, method, seed), part in tasks[tasks[name].isna()].groupby(RUN, sort=False)
         ]
-        matrix = name.removeprefix("epsilon_rank_").replace("_", " ")
-        more = f"; and {len(places) - 5} more runs" if len(places) > 5 else ""
-        found.append(f"No spectrum of the {matrix} at the start of: {'; '.join(places[:5])}{more}.")
+        if places:
+            matrix = name.removeprefix("epsilon_rank_").replace("_", " ")
+            more = f"; and {len(places) - 5} more runs" if len(places) > 5 else ""
+            found.append(f"No spectrum of the {matrix} at the start of: {'; '.join(places[:5])}{more}.")
     return found
+
+
+def _env_kwargs(description: dict[str, Any]) -> dict[str, Any]:
+    return description.get("hyperparams", {}).get("env_kwargs") or {}
+
+
+def _timeline(description: dict[str, Any]) -> Timeline:
+    n_timesteps = int(description.get("n_timesteps") or 1)
+    schedule = _env_kwargs(description).get("schedule")
+    period = schedule.get("period") if isinstance(schedule, dict) else None
+    return Timeline(n_timesteps, int(description.get("tags", {}).get("period") or period or n_timesteps))
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Put tables below each other; of those without a row only the columns count."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)

@@ -20,7 +20,6 @@ CONFIDENCE = 0.95
 _RESAMPLES = 9_999
 # Curves have hundreds of points, and statistics of clusters are computed one resample at a time.
 _RESAMPLES_MANY = 2_000
-_SEED = 0
 # How often the 95% interval holds the truth, in per cent: the percentile bootstrap of the IQM of n values from a normal
 # distribution, 2,000 draws each (tests/study/test_statistics.py does it again). By theory two seeds cannot give more
 # than 50 and three not more than 75: their interval is at most from the smallest to the largest.
@@ -81,20 +80,31 @@ def interval(*strata: np.ndarray, statistic: Statistic = iqm) -> Estimate:
     :param statistic: of all of them together; takes ``axis``
     :return: estimate with a 95% interval; none where an environment has a single run
     """
-    known = [stratum[np.isfinite(stratum)] for stratum in (np.asarray(values, dtype=float) for values in strata)]
-    known = [stratum for stratum in known if stratum.size]
-    n = sum(stratum.size for stratum in known)
-    if not known:
-        return Estimate(math.nan)
-    value = float(statistic(np.concatenate(known), axis=-1))
-    if min(stratum.size for stratum in known) < 2:
-        return Estimate(value, n=n)
 
-    def pooled(*samples: np.ndarray, axis: int) -> np.ndarray:
+    def together(*samples: np.ndarray, axis: int) -> np.ndarray:
         return np.asarray(statistic(np.concatenate(samples, axis=axis), axis=axis))
 
-    result = stats.bootstrap(known, pooled, n_resamples=_RESAMPLES, **_settings(vectorized=True))
-    return Estimate(value, float(result.confidence_interval.low), float(result.confidence_interval.high), n)
+    known = [stratum for stratum in map(_finite, strata) if stratum.size]
+    return _bootstrapped(known, together, sum(stratum.size for stratum in known))
+
+
+def improvement(own: np.ndarray, baseline: np.ndarray) -> Estimate:
+    """
+    Estimate the probability that a run of a method beats one of the baseline, as in Agarwal et al. 2021.
+
+    It is the Mann-Whitney statistic over all pairs of runs, ties counting half, whatever their seeds.
+
+    :param own: (n,) a number for each run
+    :param baseline: (m,) likewise
+    :return: probability with a bootstrap interval that resamples both sides
+    """
+
+    def probability(left: np.ndarray, right: np.ndarray, axis: int) -> np.ndarray:
+        pairs = np.sign(left[..., :, None] - right[..., None, :])
+        return np.asarray((pairs.mean(axis=(-2, -1)) + 1) / 2)
+
+    sides = [_finite(own), _finite(baseline)]
+    return _bootstrapped(sides if all(side.size for side in sides) else [], probability, sides[0].size)
 
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,37 +119,9 @@ def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if whole.any():
         value[0, whole] = iqm(values[whole])
     if whole.any() and values.shape[1] > 1:
-        result = stats.bootstrap(
-            (values[whole],), iqm, axis=-1, n_resamples=_RESAMPLES_MANY, batch=200, **_settings(vectorized=True)
-        )
-        value[1, whole], value[2, whole] = result.confidence_interval.low, result.confidence_interval.high
+        ends = _bootstrap([values[whole]], iqm, _RESAMPLES_MANY, batch=200).confidence_interval
+        value[1, whole], value[2, whole] = ends.low, ends.high
     return value[0], value[1], value[2]
-
-
-def improvement(own: np.ndarray, baseline: np.ndarray) -> Estimate:
-    """
-    Estimate the probability that a run of a method beats one of the baseline, as in Agarwal et al. 2021.
-
-    It is the Mann-Whitney statistic over all pairs of runs, ties counting half, whatever their seeds.
-
-    :param own: (n,) a number for each run
-    :param baseline: (m,) likewise
-    :return: probability with a bootstrap interval that resamples both sides
-    """
-    sides = [values[np.isfinite(values)] for values in (np.asarray(own, float), np.asarray(baseline, float))]
-    if not all(side.size for side in sides):
-        return Estimate(math.nan)
-
-    def probability(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
-        pairs = np.sign(left[..., :, None] - right[..., None, :])
-        return np.asarray((pairs.mean(axis=(-2, -1)) + 1) / 2)
-
-    value = float(probability(*sides))
-    if min(side.size for side in sides) < 2:
-        return Estimate(value, n=sides[0].size)
-    result = stats.bootstrap(sides, probability, n_resamples=_RESAMPLES, batch=2_000, **_settings(vectorized=True))
-    ends = result.confidence_interval
-    return Estimate(value, float(ends.low), float(ends.high), sides[0].size)
 
 
 def coverage(n_seeds: int) -> int:
@@ -150,6 +132,35 @@ def coverage(n_seeds: int) -> int:
     :return: per cent, by simulation
     """
     return COVERAGE[max(n for n in COVERAGE if n <= max(n_seeds, 2))]
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    numbers = np.asarray(values, dtype=float)
+    known: np.ndarray = numbers[np.isfinite(numbers)]
+    return known
+
+
+def _bootstrapped(samples: Sequence[np.ndarray], statistic: Statistic, n: int) -> Estimate:
+    if not samples:
+        return Estimate(math.nan)
+    value = float(statistic(*samples, axis=-1))
+    if min(sample.size for sample in samples) < 2:
+        return Estimate(value, n=n)
+    ends = _bootstrap(samples, statistic, _RESAMPLES, batch=2_000).confidence_interval
+    return Estimate(value, float(ends.low), float(ends.high), n)
+
+
+def _bootstrap(samples: Sequence[np.ndarray], statistic: Statistic, n_resamples: int, **options: Any) -> Any:
+    return stats.bootstrap(
+        samples,
+        statistic,
+        axis=-1,
+        n_resamples=n_resamples,
+        method="percentile",
+        confidence_level=CONFIDENCE,
+        rng=np.random.default_rng(0),
+        **options,
+    )
 
 
 # -- clusters: all tasks of a seed -------------------------------------------------------------------------------------
@@ -192,14 +203,11 @@ def cluster_interval(members: Sequence[np.ndarray], statistic: Callable[[np.ndar
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # NaN is dealt with below
-        result = stats.bootstrap(
-            (np.arange(len(held)),), resampled, n_resamples=_RESAMPLES_MANY, **_settings(vectorized=False)
-        )
+        result = _bootstrap([np.arange(len(held))], resampled, _RESAMPLES_MANY, vectorized=False)
     distribution = result.bootstrap_distribution
     if np.isfinite(distribution).sum() < len(distribution) / 2:
         return Estimate(value, n=len(held))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(distribution, [tail, 1 - tail])
+    low, high = np.nanquantile(distribution, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(value, float(low), float(high), len(held))
 
 
@@ -210,7 +218,7 @@ def spearman(points: np.ndarray) -> float:
     :param points: (n, 2)
     :return: in [-1, 1]; NaN for fewer than three rows, or if either column is constant
     """
-    return _pearson(stats.rankdata(points[:, 0]), stats.rankdata(points[:, 1]))
+    return pearson(stats.rankdata(points, axis=0))
 
 
 def r_squared(points: np.ndarray) -> float:
@@ -220,35 +228,40 @@ def r_squared(points: np.ndarray) -> float:
     :param points: (n, 2)
     :return: in [0, 1]; NaN for fewer than three rows, or if either column is constant
     """
-    return _pearson(points[:, 0], points[:, 1]) ** 2
+    return pearson(points) ** 2
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt((x @ x) * (y @ y))
-    return float(np.clip((x @ y) / scale, -1, 1)) if scale else math.nan
-
-
-def over_clusters(members: Sequence[np.ndarray], statistic: Callable[[np.ndarray], float]) -> float:
+def pearson(points: np.ndarray) -> float:
     """
-    Test whether a correlation is 0: Student's t test on the Fisher transforms of each cluster's own.
+    Take the linear correlation of two columns.
+
+    :param points: (n, 2)
+    :return: in [-1, 1]; NaN for fewer than three rows, or if either column is constant
+    """
+    if len(points) < 3 or not np.ptp(points, axis=0).all():
+        return math.nan
+    return float(np.corrcoef(points, rowvar=False)[0, 1])
+
+
+def mean_correlation(correlations: Sequence[float], n_tests: int = 1) -> tuple[Estimate, float]:
+    """
+    Average the correlations of independent clusters and test whether they are 0, by Student's t on Fisher's transforms.
 
     Seeds are independent of each other; the tasks of one are not, so they do not count as a sample.
 
-    :param members: (rows, 2) for each cluster
-    :param statistic: the correlation of (rows, 2)
-    :return: two-sided p value; NaN for fewer than three clusters in which the correlation is defined
+    :param correlations: one for each cluster, NaN where it is not defined
+    :param n_tests: how many such intervals are to hold together, in 95% of cases (Bonferroni)
+    :return: the mean with its interval, and the two-sided p value of a single test; both NaN for fewer than three
+        clusters in which the correlation is defined
     """
-    own = np.array([statistic(np.asarray(cluster, dtype=float)) for cluster in members if len(cluster)])
-    own = own[np.isfinite(own)]
-    if len(own) < 3:
-        return math.nan
-    scores = np.arctanh(np.clip(own, -0.999, 0.999))
-    if np.ptp(scores) < 1e-12:
-        return float(abs(scores[0]) < 1e-12)
-    return float(stats.ttest_1samp(scores, 0).pvalue)
+    scores = np.arctanh(np.clip(_finite(np.asarray(correlations)), -0.999, 0.999))
+    value = float(np.tanh(scores.mean())) if len(scores) else math.nan
+    if len(scores) < 3:
+        return Estimate(value, n=len(scores)), math.nan
+    error = max(float(stats.sem(scores)), 1e-12)  # seeds that agree exactly
+    low, high = np.tanh(stats.t.interval(1 - (1 - CONFIDENCE) / n_tests, len(scores) - 1, scores.mean(), error))
+    p = 2 * stats.t.sf(abs(scores.mean()) / error, len(scores) - 1)
+    return Estimate(value, float(low), float(high), len(scores)), float(p)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -277,12 +290,3 @@ def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     grouped = pd.Series(values).groupby(pd.Series(groups).to_numpy())
     shifted = pd.Series(values) - grouped.transform("mean")
     return shifted.where(grouped.transform("count") > 1).to_numpy()
-
-
-def _settings(vectorized: bool) -> dict[str, Any]:
-    return {
-        "method": "percentile",
-        "confidence_level": CONFIDENCE,
-        "vectorized": vectorized,
-        "rng": np.random.default_rng(_SEED),
-    }

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from sb3_plasticity.curvature.spectrum import Spectrum
 from sb3_plasticity.study import figures
-from sb3_plasticity.study.results import Timeline
+from sb3_plasticity.study.tasks import Timeline
 
 
 def test_every_method_has_a_look_of_its_own_and_the_baseline_is_black():

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from synthetic import write_run, write_study
 
-from sb3_plasticity.study import wording
-from sb3_plasticity.study.ranks import trainability
-from sb3_plasticity.study.report import new_folder, write_report
+from sb3_plasticity.study.diagnostics import trainability
+from sb3_plasticity.study.report import by_key, new_folder, write_report
 from sb3_plasticity.study.spec import planned_runs
 from sb3_plasticity.study.statistics import Estimate
-from sb3_plasticity.study.summary import summarize
+from sb3_plasticity.study.tasks import summarize
+from sb3_plasticity.study.wording import templates, written
 from sb3_plasticity.zoo.errors import UsageError
 
 FIGURES = ("figure1_return", "figure2_spectra", "figure3_rank", "figure4_trainability", "figure5_tasks",
@@ -156,25 +156,29 @@ def test_several_environments_have_a_section_each(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("function", "given", "written"),
+    ("writer", "given", "text"),
     [
-        (wording.number, -1234.5, "−1,234"),
-        (wording.number, 0.123, "0.12"),
-        (wording.number, -0.0, "0"),
-        (wording.number, float("nan"), "–"),
-        (wording.numbers, Estimate(812, 101, 1510, 5), "812 [101, 1,510]"),
-        (wording.percents, Estimate(0.25, 0.1, 0.4, 5), "25% [10, 40]"),
-        (wording.correlation, Estimate(-0.206, -0.4, 0.02, 5), "−0.21 [−0.40, 0.02]"),
-        (wording.duration, 7500, "2 h 05 min"),
+        ("number", -1234.5, "−1,234"),
+        ("number", 0.123, "0.12"),
+        ("number", -0.0, "0"),
+        ("number", float("nan"), "–"),
+        ("number", None, "–"),
+        ("number", Estimate(812, 101, 1510, 5), "812 [101, 1,510]"),
+        ("signed", Estimate(812, -101, 1510, 5), "+812 [−101, +1,510]"),
+        ("percent", Estimate(0.25, 0.1, 0.4, 5), "25% [10, 40]"),
+        ("correlation", Estimate(-0.206, -0.4, 0.02, 5), "−0.21 [−0.40, 0.02]"),
+        ("duration", 7500, "2 h 05 min"),
+        ("duration", Estimate(59.4), "59 s"),
+        ("text", 3, 3),
     ],
 )
-def test_wording(function, given, written):
-    assert function(given) == written
+def test_how_numbers_are_written(writer, given, text):
+    assert written(given, writer) == text
 
 
-def test_steps_to_recover_that_are_censored():
-    assert wording.recovery(float("inf"), 200_000) == "> 200,000"
-    assert wording.recovery(40_000, 200_000) == "40,000"
+def say(macro, *arguments):
+    """What a sentence of the page is, without its tags."""
+    return Page(getattr(templates().get_template("sentences.jinja").module, macro)(*arguments)).text
 
 
 def one_task(**finals):
@@ -184,25 +188,30 @@ def one_task(**finals):
         for seed, value in enumerate(values)
     ]
     tasks = pd.DataFrame(rows).assign(steps_to_recover=float("nan"), success=1.0)
-    return summarize(tasks, tasks[["env_id", "method", "seed"]].assign(seconds=1.0), "PPO")
+    return by_key(summarize(tasks, tasks[["env_id", "method", "seed"]].assign(seconds=1.0), "PPO"), "method")
 
 
 def test_the_first_sentence_says_when_nothing_can_be_told():
     same, better = [100, 300, 500, 700, 900], [200, 400, 600, 800, 1000]
-    (line,) = wording.headlines(one_task(PPO=same, L2=[120, 280, 510, 690, 900]), "PPO")
+    line = say("headlines", one_task(PPO=same, L2=[120, 280, 510, 690, 900]), "PPO")
     assert line.startswith("No difference between L2 and PPO can be told on the last task: ") and "contains 0" in line
-    (line,) = wording.headlines(one_task(PPO=same, L2=better), "PPO")
+    line = say("headlines", one_task(PPO=same, L2=better), "PPO")
     assert line.startswith("L2 returns 100 more than PPO on the last task: ") and "excludes 0" in line
     many = {f"m{i}": [value + (0, 0, -1)[i % 3] * (i % 2) for value in same] for i in range(4)}
-    (line,) = wording.headlines(one_task(PPO=same, L2=better, **many), "PPO")
+    line = say("headlines", one_task(PPO=same, L2=better, **many), "PPO")
     assert line.startswith("Of 5 methods, on the last task: of 4 no difference to PPO can be told; 1 returns more")
     assert "(L2)" in line
 
 
 def test_success_from_low_ranks_is_pointed_out():
     tasks = pd.DataFrame({"method": "PPO", "seed": [0, 0, 1, 1], "epsilon_rank": [0.1, 0.3, 0.1, 0.3]})
-    assert "higher below the threshold" in wording.backwards(trainability(tasks.assign(success=[1, 0, 1, 0]), [0.2]))
-    assert wording.backwards(trainability(tasks.assign(success=[0, 1, 0, 1]), [0.2])) == ""
+    for success, expected in (
+        ([1, 0, 1, 0], "(100% [100, 100] against 0% [0, 0]): the opposite of"),
+        ([0, 1, 0, 1], ""),
+    ):
+        rows = trainability(tasks.assign(success=success), [0.2]).to_dict("records")[:1]
+        text = say("backwards", rows)
+        assert expected in text and bool(expected) == bool(text)
 
 
 def test_a_league_of_many_methods_is_ranked(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from synthetic import describe, write_monitor, write_run, write_study
 
 from sb3_plasticity.curvature.spectrum import Spectrum
-from sb3_plasticity.study.results import read_results, read_spectra, whole_networks
+from sb3_plasticity.study.results import WHOLE, read_results, read_spectra
 from sb3_plasticity.study.spec import planned_runs
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder, State
@@ -29,7 +29,7 @@ def test_spectra_follow_the_timeline_of_an_interrupted_run(tmp_path):
     assert list(spectra.epsilon_rank) == pytest.approx([0.1, 0.3])
 
 
-def test_only_what_is_about_whole_networks_is_kept(tmp_path):
+def test_only_what_is_about_WHOLE_is_kept(tmp_path):
     names = [
         "step",
         "train/std",
@@ -38,7 +38,7 @@ def test_only_what_is_about_whole_networks_is_kept(tmp_path):
         "mitigation/l2/coef",
     ]
     layers = ["plasticity/policy/layer/effective_rank", "curvature/policy/ggn/trace", "time/fps"]
-    assert list(whole_networks(pd.DataFrame(columns=[*names, *layers]))) == names
+    assert list(pd.DataFrame(columns=[*names, *layers]).filter(regex=WHOLE)) == names
 
 
 def test_measures_of_tasks_by_hand(tmp_path):
@@ -50,7 +50,8 @@ def test_measures_of_tasks_by_hand(tmp_path):
         runs["PPO"].new_attempt(0),
         [
             (10, 100, 100, 0, 0.5),
-            (40, 50, 180, 0, 0.5),
+            (40, 25, 150, 0, 0.5),  # not in the last quarter of the task: it ends at its boundary
+            (40, 25, 180, 0, 0.5),
             (60, 50, 204, 0, 0.5),  # begun in the first task, ended after it
             (0, 40, 250, 1, 0.1),
             (46, 40, 300, 1, 0.1),

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sb3_plasticity.study.measures import area_under_curve, bin_means, curve, final_return, steps_to_recover
-from sb3_plasticity.study.ranks import fit_ranks, spread, trainability
+from sb3_plasticity.study.diagnostics import fit_ranks, trainability
+from sb3_plasticity.study.figures import curve
 from sb3_plasticity.study.statistics import (
     COVERAGE,
     band,
@@ -19,33 +19,22 @@ from sb3_plasticity.study.statistics import (
     improvement,
     interval,
     iqm,
-    over_clusters,
+    mean_correlation,
     r_squared,
     spearman,
 )
-from sb3_plasticity.study.summary import differences, summarize
-
-
-def test_final_return_is_of_the_last_share_and_what_ends_after():
-    steps, returns = np.array([10.0, 75, 76, 100, 104]), np.array([1.0, 2, 3, 5, 10])
-    assert final_return(steps, returns, 0, 100, 0.25) == 6.0  # 3, 5, 10: the episode at 75 is not in (75, 100]
-    assert math.isnan(final_return(steps[:2], returns[:2], 0, 100, 0.25))
-
-
-def test_area_under_the_curve_weighs_episodes_by_length():
-    assert area_under_curve(np.array([10.0, 40]), np.array([100.0, 300])) == 32.5
-    assert math.isnan(area_under_curve(np.array([]), np.array([])))
+from sb3_plasticity.study.tasks import bin_means, differences, steps_to_recover, summarize
 
 
 def test_bins_hold_their_upper_edge():
-    np.testing.assert_array_equal(
-        bin_means(np.array([0.0, 1, 10, 11, 31]), np.array([9.0, 1, 3, 5, 9]), np.array([0.0, 10, 20, 30])),
-        [2, 5, math.nan],
-    )
+    means = bin_means(pd.Series([0.0, 1, 10, 11, 31]), pd.Series([9.0, 1, 3, 5, 9]), np.array([0.0, 10, 20, 30]))
+    np.testing.assert_array_equal(means, [2, 5, math.nan])
+    assert list(means.index) == [10, 20, 30]
 
 
 def test_curve_interpolates_gaps_and_begins_with_the_first_record():
-    values = curve(np.array([15.0, 35, 36]), np.array([2.0, 6, math.nan]), np.array([0.0, 10, 20, 30, 40, 50]))
+    run = pd.DataFrame({"step": [15, 35, 36], "std": [2.0, 6, math.nan]})
+    values = curve(run, "std", np.array([0.0, 10, 20, 30, 40, 50]))
     np.testing.assert_array_equal(values, [math.nan, 2, 4, 6, 6])
 
 
@@ -64,7 +53,7 @@ def test_curve_interpolates_gaps_and_begins_with_the_first_record():
 )
 def test_steps_to_recover(returns, before, expected):
     steps = 1000 + 10 * np.arange(1, len(returns) + 1)
-    found = steps_to_recover(steps.astype(float), np.array(returns, dtype=float), 1000, 1200, before, 0.9)
+    found = steps_to_recover(pd.Series(steps), pd.Series(returns, dtype=float), 1000, 1200, before, 0.9)
     assert found == pytest.approx(expected, nan_ok=True)
 
 
@@ -173,10 +162,36 @@ def test_the_test_over_seeds_holds_its_level():
     p = []
     for _ in range(400):
         seeds = [rng.normal(size=(6, 2)) + 5 * rng.normal(size=(1, 2)) for _ in range(5)]
-        p.append(over_clusters(seeds, spearman))
+        p.append(mean_correlation([spearman(each) for each in seeds])[1])
     assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)
-    assert over_clusters([np.stack([np.arange(6.0)] * 2, axis=1)] * 4, spearman) < 1e-6
-    assert math.isnan(over_clusters(seeds[:2], spearman))
+    assert mean_correlation([1.0] * 4)[1] < 1e-6
+    assert math.isnan(mean_correlation([0.2, 0.3, math.nan])[1])
+
+
+def test_mean_correlation_by_hand():
+    """Fisher's z of three seeds, 0.2, 0.5 and 0.8; t of 2 degrees of freedom is 4.303 at 97.5% and 6.205 at 98.75%."""
+    own = [0.2, 0.5, 0.8, math.nan]
+    z = [math.atanh(0.2), math.atanh(0.5), math.atanh(0.8)]
+    mean = sum(z) / 3
+    error = math.sqrt(sum((each - mean) ** 2 for each in z) / 2 / 3)
+    found, p = mean_correlation(own)
+    assert (found.value, found.n) == (pytest.approx(math.tanh(mean)), 3)
+    assert (found.low, found.high) == pytest.approx(
+        (math.tanh(mean - 4.302653 * error), math.tanh(mean + 4.302653 * error)), abs=1e-6
+    )
+    assert p == pytest.approx(stats.ttest_1samp(z, 0).pvalue)
+    two, same = mean_correlation(own, n_tests=2)
+    assert two.low == pytest.approx(math.tanh(mean - 6.205347 * error), abs=1e-6) and same == p
+
+
+def test_intervals_of_many_measures_hold_together():
+    """Of ten measures that say nothing, all ten intervals have 0 inside in 95% of studies."""
+    rng = np.random.default_rng(3)
+    together = [
+        any(mean_correlation(np.tanh(0.4 * rng.normal(size=5)), n_tests=10)[0].excludes_zero for _ in range(10))
+        for _ in range(300)
+    ]
+    assert np.mean(together) == pytest.approx(0.05, abs=0.03)
 
 
 def test_fit_agrees_with_scipy():
@@ -192,8 +207,6 @@ def test_fit_agrees_with_scipy():
     assert line.r_squared.value == pytest.approx(oracle.rvalue**2)
     assert line.spearman.value == pytest.approx(stats.spearmanr(x, y).statistic)
     assert line.r_squared.n == 8 and line.r_squared.low < line.r_squared.value < line.r_squared.high
-    flat = spread(fit_ranks(tasks))
-    assert flat.r_squared_low[0] == line.r_squared.low and flat.spearman[0] == line.spearman.value
 
 
 def test_correlations_of_constants_and_ties():
