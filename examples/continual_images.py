@@ -20,7 +20,7 @@ what is finished is not done again. The report is on the seeds that all its meth
 
 The threshold of the epsilon-rank, 0.08, was fixed before any run: it is that of Prakash, He, Guo et al. for Continual
 ImageNet (arXiv 2509.22335). The step size, 3e-3, is that of continual_digits.py; network, minibatch and epochs are as
-small as they are so that a run takes minutes. Nothing was chosen by what came out.
+small as they are so that a run takes minutes.
 """
 
 import argparse
