@@ -22,7 +22,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "_scripts", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_scripts", "agent", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"sb3_plasticity {release}"
 

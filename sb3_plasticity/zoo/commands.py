@@ -34,6 +34,7 @@ ZOO = {
     "train": Command("sb3_plasticity.zoo.train", "train an agent, resume a run, search hyper-parameters"),
     "enjoy": Command("sb3_plasticity.zoo.enjoy", "run a trained agent (--task N: in that task)"),
     "record_video": Command("sb3_plasticity.zoo.record_video", "film a trained agent"),
+    "card": Command("sb3_plasticity.zoo.card", "write a trained agent's folder for the Hugging Face Hub, or load one"),
     "benchmark": Command("sb3_plasticity.zoo.benchmark", "evaluate every trained agent of a log folder"),
     "plots": Command("sb3_plasticity.zoo.plots", "draw returns: plot_train, all_plots, plot_from_file"),
 }

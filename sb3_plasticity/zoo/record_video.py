@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecVideoRecorder
 from sb3_plasticity.zoo.checkpoints import steps_in
 from sb3_plasticity.zoo.errors import mistakes_in
 from sb3_plasticity.zoo.folder import numbered
-from sb3_plasticity.zoo.trained_agent import add_agent_options, load_agent
+from sb3_plasticity.zoo.trained_agent import TrainedAgent, add_agent_options, load_agent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,18 +33,31 @@ def run(options: argparse.Namespace) -> int:
     task = "" if options.task is None else f"-task-{options.task}"
     name = f"{agent.spec.algo}-{agent.path.stem}-at-{steps_in(agent.path)}{task}.mp4"
     path = next(path for path in numbered(folder / name) if not path.exists())
-    n = options.n_timesteps
+    film(agent, path, options.n_timesteps)
+    print(f"Film: {path}")
+    return 0
+
+
+def film(agent: TrainedAgent, path: Path, n_steps: int) -> None:
+    """
+    Film an agent, and close its environments; an interrupt ends the film early.
+
+    :param agent: with environments that draw pictures
+    :param path: of the film
+    :param n_steps: its length in environment steps
+    :raises UsageError: if nothing can be drawn or filmed
+    """
     kinds = (ImportError, RuntimeError, ValueError, AttributeError)
     try:
         with mistakes_in(f"--env {agent.spec.env_id}: it cannot be filmed", *kinds):
-            recorder = VecVideoRecorder(agent.env, str(folder), lambda step: step == 0, n, name_prefix=path.stem)
+            recorder = VecVideoRecorder(
+                agent.env, str(path.parent), lambda step: step == 0, n_steps, name_prefix=path.stem
+            )
             agent.env = recorder
-            for _ in track(agent.steps(n), "Filming", total=n):
+            for _ in track(agent.steps(n_steps), "Filming", total=n_steps):
                 pass
     except KeyboardInterrupt:
         pass
     finally:
         agent.env.close()
     Path(recorder.video_path).rename(path)
-    print(f"Film: {path}")
-    return 0
