@@ -416,19 +416,28 @@ class CurvatureCallback(BaseCallback):
 
     def _layout(self) -> Layout:
         """
-        Return TensorBoard's custom scalars: one chart for each network and kind, its epsilon-ranks together.
+        Return TensorBoard's custom scalars: each network's epsilon-ranks by kind, no more than can be read in a chart.
 
-        The overview has all of them at the middle one of the thresholds.
+        The overview has all networks at the middle one of the thresholds, a chart for each kind.
         """
-        eps = self.epsilon[len(self.epsilon) // 2]
-        every = f"curvature/({'|'.join(self._names)})/({'|'.join(self.kinds)})/epsilon_rank_{eps:g}(_low|_high)?$"
-        charts = {}
-        for network in self._names:
-            for kind in self.kinds:
-                names = [f"epsilon_rank_{eps:g}" for eps in self.epsilon][: SERIES - 1]
-                shown = f"({'|'.join(names)})(_low|_high)?|rank_ceiling"
-                charts[f"{network} {kind}: epsilon-rank"] = ["Multiline", [f"curvature/{network}/{kind}/({shown})$"]]
-        return {OVERVIEW: {f"epsilon-rank at {eps:g} of the curvature": ["Multiline", [every]]}, "curvature": charts}
+        ranks = [f"epsilon_rank_{eps:g}" for eps in self.epsilon]
+        middle = len(ranks) // 2
+        overview, charts = {}, {}
+        for kind in self.kinds:
+            # A Hessian's rank that is not resolved is logged as the two ends of its interval.
+            room = SERIES // 3 if kind == "hessian" else SERIES
+            first = "|".join(self._names[:room])
+            title = f"epsilon-rank at {self.epsilon[middle]:g} of the curvature"
+            title += f" ({kind})" if len(self.kinds) > 1 else ""
+            overview[title] = ["Multiline", [f"curvature/({first})/{kind}/{ranks[middle]}(_low|_high)?$"]]
+            at_once = room - (kind in ("ggn", "entk"))  # beside their ceiling
+            for network in self._names:
+                for start in range(0, len(ranks), at_once):
+                    part = f" ({start // at_once + 1})" if len(ranks) > at_once else ""
+                    shown = f"({'|'.join(ranks[start : start + at_once])})(_low|_high)?|rank_ceiling"
+                    tags = f"curvature/{network}/{kind}/({shown})$"
+                    charts[f"{network} {kind}: epsilon-rank{part}"] = ["Multiline", [tags]]
+        return {OVERVIEW: overview, "curvature": charts}
 
 
 def _place(info: Mapping[str, Any]) -> tuple[Any, ...]:

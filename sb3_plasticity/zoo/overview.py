@@ -9,7 +9,7 @@ import pandas as pd
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 
-from sb3_plasticity.callbacks.tensorboard import OVERVIEW, add_charts, summary_writer
+from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, add_charts, summary_writer
 from sb3_plasticity.zoo.spec import RunSpec
 
 # CurvatureCallback and PlasticityCallback add theirs.
@@ -17,7 +17,7 @@ CHARTS = {
     OVERVIEW: {
         "return in the current task": ["Multiline", ["task/ep_rew_mean", "eval/mean_reward"]],
         "return on the fixed tasks": ["Multiline", ["eval_fixed/.*(?<!ep_length)$"]],
-        "return by task": ["Multiline", [r"return_by_task/\d+"]],
+        f"return by task (the latest {SERIES})": ["Multiline", [r"return_by_task/0$"]],
         "task value (friction, ...)": ["Multiline", ["task/value"]],
         "effective rank of the features": ["Multiline", ["train/erank_(policy|value)"]],
     }
@@ -49,10 +49,12 @@ class OverviewCallback(BaseCallback):
         self.hyperparams = flatten({**run, **spec.hyperparams, "n_timesteps": spec.n_timesteps})
         self._task: int | None = None
         self._returns: deque[float] = deque(maxlen=100)
+        self._shown: deque[int] = deque(maxlen=SERIES)
 
     def _on_training_start(self) -> None:
         self._task = None
         self._returns.clear()
+        self._shown.clear()
         if (writer := summary_writer(self.logger)) is not None:
             add_charts(writer, CHARTS)
         hparam = HParam(self.hyperparams, dict.fromkeys(METRICS, 0.0))
@@ -73,10 +75,15 @@ class OverviewCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         if not self._returns:
             return
+        assert self._task is not None
         mean = float(np.mean(self._returns))
         self.logger.record("task/ep_rew_mean", mean)
         if (writer := summary_writer(self.logger)) is not None:
             writer.add_scalar(f"return_by_task/{self._task}", mean, self.num_timesteps)
+            if self._task not in self._shown:
+                self._shown.append(self._task)
+                tags = f"return_by_task/({'|'.join(map(str, self._shown))})$"
+                add_charts(writer, {OVERVIEW: {f"return by task (the latest {SERIES})": ["Multiline", [tags]]}})
 
 
 def flatten(mapping: Mapping[str, Any]) -> dict[str, bool | float | int | str]:

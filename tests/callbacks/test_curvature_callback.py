@@ -1,5 +1,7 @@
 """CurvatureCallback: when it measures, on what, what it leaves, and that training never notices."""
 
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from sb3_plasticity import PPO_L2ER, CurvatureCallback, Spectrum, ggn_spectrum, load_spectra
 from sb3_plasticity.agents import objectives_of
@@ -258,6 +261,25 @@ def test_tensorboard(tmp_path):
             assert f"curvature/{network}/{kind}/density" in tags["images"]
             assert any(tag.startswith(f"curvature_end/{network}/{kind}/") for tag in tags["scalars"])
     assert any("custom_scalars" in tag for tag in tags["tensors"])
+
+
+@pytest.mark.parametrize("kinds", [("ggn", "hessian"), ("hessian", "kfac")])
+def test_a_chart_has_at_most_six_series(tmp_path, kinds):
+    epsilon = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    model = PPO("MlpPolicy", Tasks(), tensorboard_log=str(tmp_path), **SMALL)
+    model.learn(256, callback=CurvatureCallback(n_samples=16, lanczos_steps=5, kinds=kinds, epsilon=epsilon))
+    events = EventAccumulator(str(tmp_path / "PPO_1")).Reload()
+    tags = events.Tags()["scalars"]
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    drawn = {}
+    for category in layout.category:
+        for chart in category.chart:
+            found = [tag for pattern in chart.multiline.tag for tag in tags if re.match(pattern, tag)]
+            assert 1 <= len(found) <= 6, (category.title, chart.title, found)
+            drawn.setdefault(category.title, []).extend(found)
+    # Every rank has its chart, and both networks are seen at one glance.
+    assert {tag for tag in tags if re.match("curvature/.*epsilon_rank", tag)} <= set(drawn["curvature"])
+    assert {tag.split("/")[1] for tag in drawn["Overview"]} == {"policy", "value"}
 
 
 def test_csv_log_holds_the_measures(tmp_path):

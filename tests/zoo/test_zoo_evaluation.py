@@ -1,16 +1,20 @@
+import re
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from conftest import TINY
+from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
-from sb3_plasticity import make_nonstationary_vec_env
+from sb3_plasticity import NonStationary, make_nonstationary_vec_env
 from sb3_plasticity.zoo.evaluation import Evaluation, episodes_for, fixed_tasks
 from sb3_plasticity.zoo.experiment import Experiment
-from sb3_plasticity.zoo.overview import flatten
+from sb3_plasticity.zoo.overview import OverviewCallback, flatten
 from sb3_plasticity.zoo.search import Sized, sample
 from sb3_plasticity.zoo.spec import RunSpec
 
@@ -109,6 +113,21 @@ def test_tensorboard_shows_the_run_at_one_glance(trained):
     assert "custom_scalars__config__" in tensors
     metadata = events.summary_metadata
     assert any("hparams" in tag for tag in metadata)
+
+
+def test_the_chart_of_returns_by_task_shows_the_latest_six(tmp_path):
+    pole = gym.make("CartPole-v1", max_episode_steps=4)
+    env = NonStationary(pole, parameter="gravity", schedule={"kind": "uniform", "low": 5, "high": 15, "period": 8})
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, tensorboard_log=str(tmp_path))
+    spec = RunSpec(algo="ppo", env_id="CartPole-v1", seed=0, n_timesteps=72, hyperparams={})
+    model.learn(72, callback=OverviewCallback(spec))
+    events = EventAccumulator(str(tmp_path / "PPO_1")).Reload()
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    (chart,) = [chart for chart in layout.category[0].chart if chart.title.startswith("return by task")]
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("return_by_task/")]
+    shown = [tag for tag in tags if re.match(chart.multiline.tag[0], tag)]
+    assert [int(tag.split("/")[1]) for tag in tags] == list(range(9))
+    assert [int(tag.split("/")[1]) for tag in shown] == [3, 4, 5, 6, 7, 8]
 
 
 def test_monitor_files_are_what_single_environments_write(train):
