@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces, utils
 
-from sb3_plasticity.common.checks import check_names, must_be
+from sb3_plasticity.common.checks import check_names, must_be, suggests_names
 
 from .clock import Clocked
 from .joint_spaces import cut, join_actions, join_observations, pad
@@ -43,6 +43,7 @@ class TaskSequence(Clocked, gym.Env[Any, Any], utils.EzPickle):
     :raises ValueError: for an environment that cannot be made and for spaces that cannot be joined
     """
 
+    @suggests_names()
     def __init__(
         self,
         tasks: Sequence[str | Mapping[str, Any] | Maker],

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces, utils
 
-from sb3_plasticity.common.checks import check_number, must_be, nearest
+from sb3_plasticity.common.checks import check_number, must_be, nearest, suggests_names
 
 from .clock import Clocked
 from .schedules import Numbered, Schedule, Task
@@ -88,6 +88,7 @@ class NonStationary(_TaskWrapper):
         range
     """
 
+    @suggests_names()
     def __init__(
         self,
         env: gym.Env[Any, Any],
@@ -196,6 +197,7 @@ class ObservationShift(_Variations):
     :raises ValueError: for another observation space or another kind of schedule
     """
 
+    @suggests_names()
     def __init__(
         self,
         env: gym.Env[Any, Any],
@@ -235,6 +237,7 @@ class ObservationPermutation(_Variations):
     :raises ValueError: for another observation space or another kind of schedule
     """
 
+    @suggests_names()
     def __init__(
         self,
         env: gym.Env[Any, Any],
@@ -271,6 +274,7 @@ class ActionPermutation(_Variations):
     :raises ValueError: for another action space or another kind of schedule
     """
 
+    @suggests_names()
     def __init__(
         self,
         env: gym.Env[Any, Any],

@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_plasticity.common.checks import check_choice, check_count, must_be
+from sb3_plasticity.common.checks import check_choice, check_count, must_be, suggests_names
 from sb3_plasticity.envs.batched import NotBatchableError, check_batchable
 from sb3_plasticity.envs.simulations import BatchedSimulations, MakeBatch, Outcome, Simulation, rows
 from sb3_plasticity.envs.warp_batch import WarpBatch
@@ -277,6 +277,7 @@ class MujocoWarpVecEnv(MujocoBatchVecEnv):
         self._arguments |= {"device": device, "max_contacts": max_contacts}
 
 
+@suggests_names()
 def make_nonstationary_vec_env(
     env_id: str,
     n_envs: int = 1,

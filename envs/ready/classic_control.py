@@ -10,7 +10,7 @@ import gymnasium as gym
 from gymnasium.envs.classic_control.acrobot import AcrobotEnv
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-from sb3_plasticity.common.checks import check_choice, must_be
+from sb3_plasticity.common.checks import check_choice, must_be, suggests_names
 
 from ..schedules import Schedule, make_schedule
 from ..wrappers import NonStationary, ObservationShift
@@ -72,6 +72,7 @@ class Quantity:
         self.setter(env, self.name, value)
 
 
+@suggests_names(CartPoleEnv, "ContinualCartPole-v0")
 def continual_cart_pole(
     parameter: str = "length",
     schedule: str | Mapping[str, Any] | Schedule = "log_uniform",
@@ -93,6 +94,7 @@ def continual_cart_pole(
     return _physics(CartPoleEnv(**kwargs), CART_POLE, set_cart_pole, parameter, schedule, switch, task)
 
 
+@suggests_names(AcrobotEnv, "ContinualAcrobot-v0")
 def continual_acrobot(
     parameter: str = "length",
     schedule: str | Mapping[str, Any] | Schedule = "log_uniform",

@@ -22,7 +22,7 @@ from sb3_plasticity.agents.problems import CurvatureProblem, curvature_problem
 from sb3_plasticity.agents.samples import SampleSource
 from sb3_plasticity.callbacks.progress import Measurement, Progress, records_after
 from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, Layout, add_charts, summary_writer
-from sb3_plasticity.common.checks import check_count, check_names, check_number, must_be
+from sb3_plasticity.common.checks import check_count, check_names, check_number, must_be, suggests_names
 from sb3_plasticity.common.functional import evaluation_mode
 from sb3_plasticity.common.rank import check_epsilon
 from sb3_plasticity.common.rollout import last_samples
@@ -89,6 +89,7 @@ class CurvatureCallback(BaseCallback):
 
     model: BaseAlgorithm
 
+    @suggests_names()
     def __init__(
         self,
         every: str | int | tuple[str | int, ...] = "task",
@@ -191,7 +192,7 @@ class CurvatureCallback(BaseCallback):
             names = ", ".join(f"{measurement.phase} of task {measurement.task[0]}" for measurement in late)
             warnings.warn(f"CurvatureCallback: time_budget={self.time_budget} left no time for: {names}")
 
-    # -- going on ------------------------------------------------------------------------------------------------------
+    # -- resuming -----------------------------------------------------------------------------------------------------
 
     def _adopt_progress(self, source: SampleSource) -> None:
         """Begin anew, or go on where the run that the model comes from was when it was saved."""

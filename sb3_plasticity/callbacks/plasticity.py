@@ -18,7 +18,7 @@ from sb3_plasticity.callbacks.curvature import NO_TASK, tasks_of
 from sb3_plasticity.callbacks.measuring import AgentMeasures, Measures
 from sb3_plasticity.callbacks.metrics import DEFAULT_METRICS, Metric, dormant, find_metrics
 from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, Layout, add_charts, summary_writer
-from sb3_plasticity.common.checks import check_count, check_names, must_be
+from sb3_plasticity.common.checks import check_count, check_names, must_be, suggests_names
 from sb3_plasticity.common.plasticity import DORMANT_TAU, check_tau
 
 # Not one that people give to their runs, so that the control is not the very network that training began with.
@@ -101,6 +101,7 @@ class PlasticityCallback(BaseCallback):
 
     model: BaseAlgorithm
 
+    @suggests_names()
     def __init__(
         self,
         every: int | None = None,

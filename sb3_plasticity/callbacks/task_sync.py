@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_plasticity.common.checks import must_be
+from sb3_plasticity.common.checks import must_be, suggests_names
 from sb3_plasticity.envs import has_clock
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class TaskSyncCallback(BaseCallback):
     :param verbose: 1 prints every task change
     """
 
+    @suggests_names()
     def __init__(self, on_task_change: TaskChange | None = None, verbose: int = 0) -> None:
         super().__init__(verbose)
         if on_task_change is not None and not callable(on_task_change):

@@ -5,11 +5,15 @@ Standard library only, so that every room may use it, the environments included.
 """
 
 import difflib
+import functools
 import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def must_be(name: str, accepted: str, value: object) -> ValueError:
@@ -131,19 +135,52 @@ def check_names(what: str, given: Iterable[object], accepted: Iterable[str]) -> 
             raise ValueError(f"`{what}` must be {one_of(accepted)}, got {name!r}{hint}")
 
 
-def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], owner: str | None = None) -> None:
+def check_keywords(
+    function: Callable[..., Any],
+    keywords: Mapping[str, Any],
+    owner: str | None = None,
+    rest: Callable[..., Any] | None = None,
+) -> None:
     """
     Check that a function or class takes these keyword arguments.
 
     :param function: that will be called with them
     :param keywords: as given
     :param owner: how the function is called in the message; its name if None
+    :param rest: what the function hands its ``**kwargs`` on to
     :raises TypeError: for the first it does not take, with the nearest one
     """
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
+    accepted: list[str] = []
+    for taker in (function, rest):
+        parameters = inspect.signature(taker).parameters.values() if taker else ()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) and (taker is rest or rest is None):
+            return
+        accepted += [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     for name in keywords:
-        if name not in parameters:
+        if name not in accepted:
             owner = owner or getattr(function, "__name__", repr(function))
-            raise TypeError(f"{owner} got an unexpected keyword argument {name!r}{nearest(name, parameters)}")
+            raise TypeError(f"{owner} got an unexpected keyword argument {name!r}{nearest(name, accepted)}")
+
+
+def suggests_names(
+    rest: Callable[..., Any] | None = None, owner: str | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """
+    Let a function answer a keyword that it does not take with the nearest one, as Python does from 3.13 on.
+
+    :param rest: what the function hands its ``**kwargs`` on to
+    :param owner: how the function is called in the message; None for its name, or its class's if it is a constructor
+    :return: a decorator that leaves the signature as it is
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        name = owner or function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            check_keywords(function, kwargs, name, rest)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sb3_plasticity.agents.networks import Network
-from sb3_plasticity.common.checks import check_choice, check_count, check_names, check_number, must_be
+from sb3_plasticity.common.checks import check_choice, check_count, check_names, check_number, must_be, suggests_names
 
 LogStd = bool | Literal["only"]
 
@@ -87,7 +87,10 @@ class Mitigation:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
         if not cls.__name__.startswith("_"):
             KNOWN[cls.name] = cls
+        if "__init__" in vars(cls):
+            cls.__init__ = suggests_names()(cls.__init__)  # type: ignore[method-assign]
 
+    @suggests_names()
     def __init__(
         self,
         coef: float | Schedule | str | None = None,
@@ -264,7 +267,7 @@ class Mitigation:
         Take up an agent.
 
         :param agent: to act on
-        :param state: from :meth:`state_dict`, to go on from
+        :param state: from :meth:`state_dict`, to continue from
         :raises ValueError: for networks it cannot act on
         """
         if getattr(self, "agent", None) is None or self.agent.model is not agent.model or agent.model is None:

@@ -8,6 +8,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_plasticity.agents.networks import networks_of
+from sb3_plasticity.common.checks import suggests_names
 from sb3_plasticity.mitigations.attachment import Attachment, enlist, release
 from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.registry import make_mitigations
@@ -21,7 +22,7 @@ class MitigationCallback(BaseCallback):
     Apply remedies for the loss of plasticity, in list order.
 
     Logs ``mitigation/<name>/...``: strength, penalty, and what each method reports of itself. The state of the
-    mitigations is saved and loaded with the model, so a run that is resumed with the same list goes on as if it had
+    mitigations is saved and loaded with the model, so a run that is resumed with the same list continues as if it had
     not been interrupted. Hooks exist during updates only: none is left when ``learn`` ends, nor when collecting data
     raises; those of an update that was broken off do nothing any more and go with the next ``learn``.
 
@@ -31,6 +32,7 @@ class MitigationCallback(BaseCallback):
     :raises ValueError: for unknown names or arguments; for networks that the agent lacks when training starts
     """
 
+    @suggests_names()
     def __init__(self, mitigations: Mitigation | str | dict[str, Any] | Iterable[Any], verbose: int = 0) -> None:
         super().__init__(verbose)
         self.mitigations = make_mitigations(mitigations)
