@@ -9,7 +9,7 @@ the same initial weights: BP is Adam on the cross-entropy, every other one is BP
 METHODS below says. Those that act at the change of a task are told of it; the others are not. At every fifteenth task's
 start, on the new task's data, the spectra of Hessian and GGN are measured. A new folder gets a row per method, seed and
 task, all spectra, and the picture: accuracy, epsilon-rank at the task starts, and the Hessians' spectra of every
-method, those that lose plasticity above those that keep it. A run that was broken off goes on with --resume. Needs
+method, those that lose plasticity above those that keep it. --resume continues an interrupted study. Needs
 scikit-learn.
 
 Strengths are the published defaults where there is one that transfers, and that of L2 where a method is a decay; none
@@ -493,7 +493,7 @@ def draw(folder: Path, table: pd.DataFrame) -> Path:
     return path
 
 
-# What makes the numbers of a run: written when it begins, and read when it goes on.
+# What makes the numbers of a run: written when it begins, and read when it is resumed.
 SETTINGS = ("seeds", "first_seed", "tasks", "every", "l2_coef", "er_coef")
 
 

@@ -15,7 +15,7 @@ last task left and on the new task's training images, the Hessian's spectrum is 
 
 The folder gets a file of rows for each method and seed, all spectra, and the pictures: accuracy, epsilon-rank at the
 task starts and the one against the other (images_accuracy), and the Hessians' spectra of every method (images_spectra),
-the methods that lose plasticity above those that keep it. The same command goes on with a study that was broken off;
+the methods that lose plasticity above those that keep it. The same command resumes an interrupted study;
 what is finished is not done again. The report is on the seeds that all its methods have finished.
 
 The threshold of the epsilon-rank, 0.08, was fixed before any run: it is that of Prakash, He, Guo et al. for Continual

@@ -25,8 +25,8 @@ class Attachment:
 
     :param agent: to act on
     :param mitigations: in the order in which they act
-    :param states: by label, saved states to go on from
-    :param alive: whether the training that it was made for still goes on; when it does not, the hooks go
+    :param states: by label, saved states to continue from
+    :param alive: whether the training that it was made for is still running; when it is not, the hooks are removed
     :raises ValueError: for mitigations that cannot act on this agent, or not together
     """
 
@@ -97,7 +97,7 @@ class Attachment:
             self._suspended = before
 
     def _guarded(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Let a hook act while training goes on, and remove all hooks when it raises."""
+        """Let a hook act while training is running, and remove all hooks when it raises."""
 
         @functools.wraps(hook)
         def guarded(*args: Any) -> Any:
@@ -185,7 +185,7 @@ def attached(
 
     :param model: an algorithm whose networks are known
     :param mitigations: in the order in which they act
-    :param states: by label, saved states to go on from
+    :param states: by label, saved states to continue from
     :return: the attachment
     """
     attachment = Attachment(Agent(networks_of(model), model), mitigations, states)

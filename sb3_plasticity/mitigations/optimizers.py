@@ -130,7 +130,7 @@ class TRAC(th.optim.Optimizer):
         s = \frac{s_0}{\mathrm{erfi}(1 / \sqrt 2)} \mathrm{erfi}\Big(\frac{q}{\sqrt{2 v} + \epsilon}\Big)
 
     and :math:`\theta \leftarrow \theta_r + \max(\sum s, 0) (\delta + u)`; :math:`q` starts at 1e-8. Its state is part
-    of ``state_dict``, so a loaded agent goes on as it would have (the authors' code keys it by tensors and cannot).
+    of ``state_dict``, so a loaded agent continues as it would have (the authors' code keys it by tensors and cannot).
 
     :param params: as of any torch optimizer
     :param lr: learning rate of the base optimizer

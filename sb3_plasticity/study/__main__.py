@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
 
     run = commands.add_parser(
-        "run", help="train methods x seeds x environments; what is finished is skipped, what was killed goes on"
+        "run", help="train methods x seeds x environments; finished runs are skipped, killed ones resumed"
     )
     run.add_argument("study", type=Path, help="study file (YAML)")
     run.add_argument("-f", "--out", type=Path, help="folder of the runs (default: runs/<name of the study>)")
@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         slurm = None if options.slurm is None else dict(options.slurm)
         return run_study(options.study, options.out, options.jobs, options.ray, slurm)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from the last checkpoints") from None
+        raise KeyboardInterrupt("the same command resumes from the last checkpoints") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -105,7 +105,7 @@ def read_results(path: Path, baseline: str | None = None) -> Results:
     used = runs[runs.used]
     timelines = {env_id: _timeline(of) for env_id, of in dict(zip(used.env_id, used.description, strict=True)).items()}
     tables = {name: _joined([each[name] for each in parts]) for name in parts[0]}
-    for name in ("episodes", "spectra"):  # a run goes on to the end of its rollout, a little past its last task
+    for name in ("episodes", "spectra"):  # a run continues to the end of its rollout, a little past its last task
         last = tables[name].env_id.map({env_id: time.n_tasks for env_id, time in timelines.items()})
         tables[name] = tables[name][tables[name].task_index < last]
     tasks = task_table(settings, timelines, methods, tables["episodes"], tables["spectra"])

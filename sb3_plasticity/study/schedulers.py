@@ -63,7 +63,7 @@ def train_all(runs: Sequence[RunFolder], scheduler: Scheduler, retries: int, loo
     """
     Train runs until all are finished or crashed; an interrupt ends them.
 
-    A run whose process was lost goes on from its last checkpoint.
+    A run whose process was lost is resumed from its last checkpoint.
 
     :param runs: folders of the runs
     :param scheduler: who trains them
@@ -250,7 +250,7 @@ class _RayTask:
 
 class SlurmScheduler:
     """
-    A job array, a run each, through submitit: a job that is preempted or runs out of time is queued again and goes on.
+    A job array, a run each, through submitit: a job that is preempted or runs out of time is queued again and resumed.
 
     :param folder: for submitit's files, which every node sees
     :param options: of ``sbatch``, such as ``{"partition": "gpu", "timeout_min": 240}``; ``cluster: local`` tries it
@@ -319,7 +319,7 @@ class SlurmTask:
         """
         Say how to go on.
 
-        :return: this again, which goes on from the run's last checkpoint
+        :return: this again, which resumes from the run's last checkpoint
         """
         from submitit.helpers import DelayedSubmission
 

@@ -84,7 +84,7 @@ def steps_in(path: Path) -> int | None:
 
 def newest_model(folder: RunFolder) -> Path | None:
     """
-    Find the model that a run goes on from.
+    Find the model that a run resumes from.
 
     :param folder: of the run
     :return: the one with the most steps among its checkpoints and its final model; damaged ones are passed over, with a

@@ -108,7 +108,7 @@ class Evaluation(EvalCallback):
     :param record: ``.npz`` file of all evaluations
     :param labels: a name for the task of each environment, each of which is then logged by itself
     :param best_model: where the model with the best mean return is kept; None for nowhere
-    :param start: step that the run goes on from; evaluations up to there that the record holds are kept
+    :param start: step that the run resumes from; evaluations up to there that the record holds are kept
     :param kwargs: further arguments of ``EvalCallback``
     """
 

@@ -37,11 +37,11 @@ class Experiment(ExperimentManager):
 
     rl_zoo3's ``ExperimentManager`` reads the hyper-parameters; what it makes of them here are environments stepped in a
     batch where results are equal, two evaluations, and the agent and the statistics of the very checkpoint that a run
-    goes on from.
+    resumes from.
 
     :param spec: of the run
     :param folder: for what evaluations keep
-    :param checkpoint: that the run goes on from, if it does
+    :param checkpoint: that the run resumes from, if it does
     :param verbose: 1 lets the agent print its log
     :param search: rl_zoo3's options of a hyper-parameter search
     :raises UsageError: for hyper-parameters that cannot be used
@@ -173,7 +173,7 @@ class Experiment(ExperimentManager):
 
     def make_model(self, above: Mapping[str, Any] | None = None) -> BaseAlgorithm:
         """
-        Make the agent, or load the one that a run goes on from.
+        Make the agent, or load the one that a run resumes from.
 
         :param above: hyper-parameters above the entry's
         :return: the agent, with its environments
@@ -268,10 +268,10 @@ class Experiment(ExperimentManager):
 
 def seed_at(seed: int, step: int) -> int:
     """
-    Choose the seed of a run that goes on: the noise of its beginning must not be drawn again.
+    Choose the seed of a run that is resumed: the noise of its beginning must not be drawn again.
 
     :param seed: of the run
-    :param step: it goes on from
+    :param step: it resumes from
     :return: the run's own seed at step 0
     """
     return seed if step == 0 else int(np.random.SeedSequence([seed, step]).generate_state(1)[0])

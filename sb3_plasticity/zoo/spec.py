@@ -117,7 +117,7 @@ def note_resumed(folder: RunFolder, step: int) -> None:
     Add to a run's description that, and with what, it is resumed.
 
     :param folder: of the run
-    :param step: it goes on from
+    :param step: it resumes from
     """
     description = folder.description()
     resumed = [*description.get("resumed", []), {"step": step, **made_with()}]

@@ -1,4 +1,4 @@
-"""``sb3-plasticity train``: an agent from hyper-parameters in rl-zoo's format, or a run that goes on."""
+"""``sb3-plasticity train``: an agent from hyper-parameters in rl-zoo's format, or a run that is resumed."""
 
 import argparse
 import contextlib
@@ -36,7 +36,7 @@ OF_A_NEW_RUN |= {"run_folder": "--run-folder"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to its parser."""
-    # what is not given is left out, so that a run that goes on keeps what it has
+    # what is not given is left out, so that a resumed run keeps what it has
     parser.argument_default = argparse.SUPPRESS
     pairs: dict[str, Any] = {"nargs": "+", "action": StoreValues, "metavar": "KEY:VALUE"}
     default = {item.name: f"(default: {item.default})" for item in fields(RunSpec)}
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "steps in all",
     )
     add("-f", "--log-folder", metavar="DIR", help="where the run's folder is made (default: logs)")
-    add("--run-folder", metavar="DIR", help="the run's folder itself; one that holds this run already goes on")
+    add("--run-folder", metavar="DIR", help="the run's own folder; a run that it already holds is resumed")
     add("-uuid", "--uuid", action="store_true", help="give the run's folder a name that no other has")
     add("-tb", "--tensorboard-log", metavar="DIR", help="folder for TensorBoard's events (default: the run's own)")
     add("--save-freq", type=int, help=f"least steps between checkpoints; none if negative {default['save_freq']}")
@@ -138,7 +138,9 @@ def _go_on(folder: RunFolder, given: Mapping[str, Any], verbose: int, progress: 
     for name, option in OF_A_NEW_RUN.items():
         if name in given:
             newest = folder.last_checkpoint() or "FILE.zip"
-            raise UsageError(f"{option}: -i {folder.path} goes on with the run as it is; for another run, -i {newest}")
+            raise UsageError(
+                f"{option}: -i {folder.path} resumes the run as it is; for a new run from its model, -i {newest}"
+            )
     spec = RunSpec.of(folder)
     changes = {item.name: given[item.name] for item in fields(RunSpec) if item.name in given}
     del changes["trained_agent"]

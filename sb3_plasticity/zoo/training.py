@@ -116,7 +116,7 @@ def _end_is_noted(folder: RunFolder, n_timesteps: int) -> Iterator[None]:
             folder.write_state(replace(folder.state(), state="pending", step=step))
         if not isinstance(error, KeyboardInterrupt):
             raise
-        go_on = f"go on with: sb3-plasticity train -i {folder.path}"
+        go_on = f"resume it with: sb3-plasticity train -i {folder.path}"
         raise KeyboardInterrupt(f"at {step:,} of {n_timesteps:,} steps; {go_on}") from None
 
 

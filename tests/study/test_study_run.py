@@ -172,7 +172,7 @@ def test_an_interrupt_ends_what_was_started(write, tmp_path, kind):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(kind)
-    assert process.communicate(timeout=30)[1].splitlines()[-1].startswith("interrupted: the same command goes on")
+    assert process.communicate(timeout=120)[1].splitlines()[-1].startswith("interrupted: the same command resumes")
     assert process.returncode == 130
     assert folder.state().state == "pending" and not folder.is_locked() and folder.last_checkpoint() is not None
 

@@ -63,7 +63,7 @@ def test_a_damaged_model_is_passed_over(copy, train):
 def test_another_run_is_not_written_into_its_folder(option, copy, train):
     status, error = train("-i", str(copy.path), *option.split())
     assert status == 2 and error.count("\n") == 1
-    assert "goes on with the run as it is; for another run, -i" in error and "rl_model_384_steps.zip" in error
+    assert "resumes the run as it is; for a new run from its model, -i" in error and "rl_model_384_steps.zip" in error
 
 
 def test_a_run_folder_may_be_chosen_and_begun_twice(train, tmp_path):
@@ -105,7 +105,7 @@ def test_an_interrupt_ends_between_rollouts_and_says_how_to_go_on(kind, tmp_path
     (checkpoint,) = folder.checkpoints()
     step = int(checkpoint.stem.split("_")[2])
     last = (tmp_path / "out.txt").read_text().splitlines()[-1]
-    assert last == (f"interrupted: at {step:,} of 10,000,000 steps; go on with: sb3-plasticity train -i run")
+    assert last == (f"interrupted: at {step:,} of 10,000,000 steps; resume it with: sb3-plasticity train -i run")
     # every step that was taken has been learned from
     assert step % 64 == 0 and folder.episodes().step.max() <= step
     assert folder.state() == State("pending", step, folder.state().seconds) and not folder.is_locked()
