@@ -223,6 +223,8 @@ def spectra_figure(starts: pd.DataFrame, epsilon: float, tasks: Sequence[int], l
     """
     Draw the spectra at the starts of tasks: a row for each method, a column for each task, each seed pale.
 
+    An epsilon-rank that is not resolved is written as its certified interval.
+
     :param starts: spectra of one environment, network and kind at task starts
     :param epsilon: is marked
     :param tasks: to show
@@ -247,7 +249,9 @@ def spectra_figure(starts: pd.DataFrame, epsilon: float, tasks: Sequence[int], l
             plot_density(axes, pooled(list(there.spectrum)), linear=linear, color=style.color, lw=1.6)
             for side in (-epsilon, epsilon):
                 axes.axvline(float(symlog(np.array(side), linear)), color="0.5", lw=0.8, ls=":")
-            said = f"ε-rank {there.epsilon_rank.mean():.3g}"
+            low, high = there.epsilon_rank_low.mean(), there.epsilon_rank_high.mean()
+            rank = f"{there.epsilon_rank.mean():.3g}" if high - low <= high / 2 else f"{low:.2g} to {high:.2g}"
+            said = f"ε-rank {rank}"
             axes.text(0.99, 0.95, said, ha="right", va="top", transform=axes.transAxes)
             axes.set(ylim=(0.1 / max(spectrum.dim for spectrum in shown.spectrum), 20), xlabel="", ylabel="")
         row[0].set_ylabel(style.label, color=style.color, fontweight="bold", fontsize=9)
@@ -278,7 +282,8 @@ def rank_figure(tasks: pd.DataFrame, fits: pd.DataFrame, xlabel: str, look: Look
     """
     Draw the final return of tasks against the epsilon-rank at their starts, with the line through all of them.
 
-    :param tasks: of one environment, with ``epsilon_rank``
+    :param tasks: of one environment, with ``epsilon_rank`` and the ends of its certified interval,
+        ``epsilon_rank_low`` and ``epsilon_rank_high``, which are drawn as bars
     :param fits: see :func:`~sb3_plasticity.study.diagnostics.fit_ranks`
     :param xlabel: what the rank is of
     :param look: of the methods
@@ -292,6 +297,8 @@ def rank_figure(tasks: pd.DataFrame, fits: pd.DataFrame, xlabel: str, look: Look
         for first, part in points[points.method == method].groupby(points.task_index == 0):
             drawn = axes.scatter(part.epsilon_rank, part.final_return, s=34, marker=style.marker, alpha=0.85)
             drawn.set(facecolor="none" if first else style.color, edgecolor=style.color)
+            ends = part.epsilon_rank_low, part.epsilon_rank_high
+            axes.hlines(part.final_return, *ends, color=style.color, lw=0.8, alpha=0.5)
     if not fits.empty:
         line = fits.iloc[0]
         x = np.array([points.epsilon_rank.min(), points.epsilon_rank.max()])

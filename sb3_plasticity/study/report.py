@@ -15,7 +15,7 @@ from sb3_plasticity.study.diagnostics import fit_ranks, judge, start_measures, t
 from sb3_plasticity.study.results import Results, read_results
 from sb3_plasticity.study.spec import folder_name
 from sb3_plasticity.study.statistics import Estimate
-from sb3_plasticity.study.tasks import across_environments, summarize, summarize_tasks
+from sb3_plasticity.study.tasks import TASK, across_environments, summarize, summarize_tasks
 from sb3_plasticity.study.wording import templates
 from sb3_plasticity.zoo.errors import UsageError
 
@@ -162,7 +162,8 @@ class Report:
         if tasks.epsilon_rank.notna().any():
             fits, table = fit_ranks(tasks), trainability(tasks, settings.rho)
             label = f"ε-rank of the {self.matrix} at the start of the task, ε = {settings.epsilon:g}"
-            pictures["figure3_rank"] = figures.rank_figure(tasks, fits, label, looks)
+            ends = starts[[*TASK, "epsilon_rank_low", "epsilon_rank_high"]].drop_duplicates(TASK)
+            pictures["figure3_rank"] = figures.rank_figure(tasks.merge(ends, on=TASK), fits, label, looks)
             pictures["figure4_trainability"] = figures.trainability_figure(table, looks)
             section["fits"] = [
                 {**row, "per_hundredth": row["slope"] / 100} for row in self._noted("fits", env_id, fits)

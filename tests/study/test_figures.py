@@ -76,3 +76,19 @@ def test_many_methods_have_a_panel_each_beside_the_baseline():
         thick = [to_hex(line.get_color()).upper() for line in axes.lines if line.get_linewidth() > 1]
         assert thick == ["#000000", look[axes.get_title("left")].color]
         assert len(axes.collections) == 1  # the band of the panel's own method
+
+
+def test_an_epsilon_rank_is_drawn_with_its_interval():
+    tasks = pd.DataFrame({"method": "PPO", "seed": [0, 1], "task_index": 1, "final_return": [5.0, 7.0]})
+    tasks = tasks.assign(epsilon_rank=[0.2, 0.3], epsilon_rank_low=[0.1, 0.3], epsilon_rank_high=[0.4, 0.3])
+    drawn = figures.rank_figure(tasks, pd.DataFrame(), "rank", figures.looks(["PPO"], "PPO"))
+    bars = drawn.axes[0].collections[-1].get_segments()
+    np.testing.assert_array_equal(bars, [[[0.1, 5.0], [0.4, 5.0]], [[0.3, 7.0], [0.3, 7.0]]])
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [(0.19, 0.21, "ε-rank 0.2"), (0.05, 0.9, "ε-rank 0.05 to 0.9")])
+def test_an_unresolved_epsilon_rank_is_written_as_its_interval(low, high, said):
+    starts = pd.DataFrame({"method": ["PPO"], "seed": 0, "task_index": 0, "epsilon_rank": 0.2})
+    starts = starts.assign(epsilon_rank_low=low, epsilon_rank_high=high, spectrum=[Spectrum.from_eigenvalues([2.0], 5)])
+    drawn = figures.spectra_figure(starts, 1.0, [0], figures.looks(["PPO"], "PPO"))
+    assert [text.get_text() for text in drawn.axes[0].texts] == [said]
