@@ -16,8 +16,9 @@ def main() -> None:
         tests = folder / "tests"
         for room in ("envs", "zoo"):
             shutil.copytree(HERE / room, tests / room)
-        options = ["-q", "-c", os.devnull, "--rootdir", str(tests), "-p", "no:cacheprovider", "-m", "not slow"]
-        subprocess.run([python, "-m", "pytest", *options, str(tests)], check=True, cwd=tests)
+        options = ["-q", "-rs", "-c", os.devnull, "--rootdir", str(tests), "-p", "no:cacheprovider", "-m", "not slow"]
+        helpers = os.environ | {"PYTHONPATH": str(HERE / "agents")}  # one small agent of each algorithm: algorithms.py
+        subprocess.run([python, "-m", "pytest", *options, str(tests)], check=True, cwd=tests, env=helpers)
 
 
 if __name__ == "__main__":
