@@ -1,10 +1,10 @@
 """From a study file to trained runs."""
 
+import dataclasses
 import importlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sb3_plasticity.callbacks.curvature import CurvatureCallback
 from sb3_plasticity.callbacks.plasticity import PlasticityCallback
 from sb3_plasticity.common.checks import check_keywords, must_be, nearest, one_of
 from sb3_plasticity.common.files import replacing
+from sb3_plasticity.envs.schedules import SCHEDULES
 from sb3_plasticity.study.progress import StudyProgress
 from sb3_plasticity.study.schedulers import LocalScheduler, RayScheduler, Scheduler, SlurmScheduler, train_all
 from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, Study, planned_runs, read_study
@@ -171,8 +172,10 @@ def _seeded(study: Study, run: PlannedRun) -> dict[str, Any]:
     schedule = kwargs.get("schedule")
     if isinstance(schedule, str):
         schedule = {"kind": schedule}
-    if isinstance(schedule, Mapping) and schedule.get("kind") in ("log_uniform", "uniform"):
-        kwargs["schedule"] = {**schedule, "seed": schedule.get("seed", run.seed)}
+    if isinstance(schedule, Mapping):
+        kind = SCHEDULES.get(schedule.get("kind", ""))
+        if kind is not None and "seed" in {field.name for field in dataclasses.fields(kind)}:
+            kwargs["schedule"] = {"seed": run.seed, **schedule}
     return kwargs
 
 
@@ -214,7 +217,7 @@ def begin(path: Path, out: Path, specs: Mapping[PlannedRun, RunSpec]) -> dict[st
         if not folder.attempts() or not (given := folder.description()):
             fresh.append((folder, spec))
             continue
-        wanted = json.loads(json.dumps(asdict(spec), default=str))
+        wanted = json.loads(json.dumps(dataclasses.asdict(spec), default=str))
         for key in FIXED:
             if given.get(key) != wanted[key]:
                 raise UsageError(

@@ -165,7 +165,13 @@ def test_an_interrupt_ends_what_was_started(write, tmp_path, kind):
     folder = RunFolder(tmp_path / "runs" / "SlipperyAnt-v0" / "PPO" / "seed_3")
     command = [sys.executable, "-m", "sb3_plasticity.study", "run", str(study), "-f", str(tmp_path / "runs")]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # whoever runs the tests in the background of a script has interrupts ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while folder.last_checkpoint() is None:
