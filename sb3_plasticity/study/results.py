@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pandas as pd
+from gymnasium.envs.registration import load_env_creator
 
+import sb3_plasticity.envs  # noqa: F401  (registers the environments)
 from sb3_plasticity.curvature.records import load_spectra
 from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, ReportSettings, Study, planned_runs, read_study
 from sb3_plasticity.study.tasks import RUN, Timeline, task_table
@@ -115,13 +118,26 @@ def read_results(path: Path, baseline: str | None = None) -> Results:
         methods=[method for method in methods if (used.method == method).any()],
         timelines=timelines,
         controls=frozenset(run.label for run, _ in found if run.control),
-        parameter=str(_env_kwargs(used.description.iloc[0]).get("parameter", "friction")).replace("_", " "),
+        parameter=_parameter(used.description.iloc[0]),
         text=text,
         runs=runs,
         tasks=tasks,
         problems=[*problems, *_missing(settings, tasks)],
         **tables,
     )
+
+
+def _parameter(description: dict[str, Any]) -> str:
+    """Name what changes: the keyword of the run, the default of its robot, or nothing in particular."""
+    given = _env_kwargs(description).get("parameter")
+    if given is None:
+        try:
+            entry_point = gym.spec(description["env_id"]).entry_point
+            world = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+        except (gym.error.Error, ImportError, AttributeError):  # a package that is not installed here
+            world = None
+        given = getattr(world, "default_parameter", "value of the task")
+    return str(given).replace("_", " ")
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

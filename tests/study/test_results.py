@@ -8,7 +8,7 @@ import pytest
 from synthetic import describe, write_monitor, write_run, write_study
 
 from sb3_plasticity.curvature.spectrum import Spectrum
-from sb3_plasticity.study.results import WHOLE, read_results, read_spectra
+from sb3_plasticity.study.results import WHOLE, _parameter, read_results, read_spectra
 from sb3_plasticity.study.spec import planned_runs
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder, State
@@ -185,3 +185,17 @@ def test_an_environment_without_tasks_is_one_task(tmp_path):
     folder.write_state(State("finished", 2000, 1.0))
     tasks = read_results(tmp_path).tasks
     assert list(tasks.final_return) == [-1000] and list(tasks.end) == [2000]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "keywords", "name"),
+    [
+        ("SlipperyAnt-v0", {}, "friction"),
+        ("SlipperySwimmer-v0", {}, "viscosity"),
+        ("SlipperyAnt-v0", {"parameter": "actuator_strength"}, "actuator strength"),
+        ("ContinualGymControl-v0", {}, "value of the task"),
+        ("OfAPackageThatIsNotHere-v0", {}, "value of the task"),
+    ],
+)
+def test_what_changes_is_named(env_id, keywords, name):
+    assert _parameter({"env_id": env_id, "hyperparams": {"env_kwargs": keywords}}) == name
