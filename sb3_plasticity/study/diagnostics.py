@@ -37,7 +37,7 @@ from sb3_plasticity.study.statistics import (
 from sb3_plasticity.study.tasks import RUN
 
 # Columns of a log that may be referred to: a measure of a whole network, or of the policy's exploration.
-MEASURE = re.compile(r"plasticity/[^/]+/[^/]+|train/(?:std|erank_\w+)|mitigation/[^/]+/[^/]+")
+MEASURE = re.compile(r"plasticity/[^/]+/[^/]+|train/(?:std|erank_\w+)")
 VIEWS = {"all": None, "within": ["method"], "between": ["seed", "task_index"]}
 # How far from a task's start a record may be, as a share of the task.
 NEAR = 0.1

@@ -401,7 +401,8 @@ def referee_figure(verdicts: pd.DataFrame, most: int = 20) -> Figure:
         axes.hlines(places, numbers.low, numbers.high, color="0.45", lw=1.4)
         axes.scatter(numbers.value, places, s=30, c=filled, edgecolor="0.2", zorder=3)
         axes.set_title(title)
-        axes.set(xlim=(-1.02, 1.02), xlabel="Spearman's ρ with the final return")
+        axes.set(xlim=(-1.02, 1.02))
+    figure.supxlabel("Spearman's ρ with the final return", fontsize=10)
     panels[0].set_yticks(places, [name.removeprefix("plasticity/") for name in shown.measure], fontsize=8)
     panels[0].set_ylim(len(shown) - 0.5, -0.5)
     return figure
