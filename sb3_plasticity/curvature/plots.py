@@ -79,7 +79,7 @@ def spectrum_figure(
     if "rank_ceiling" in info:
         axes.plot([], [], " ", label=f"at most {info['rank_ceiling']:.2g} with {info.get('n_samples')} samples")
     axes.set_xlim(*(float(symlog(np.array(limit), linear)) for limit in limits))
-    axes.set_ylim(0.1 / spectrum.dim, 10)
+    axes.set_ylim(0.1 / spectrum.dim, 1e3)  # a density is below 10: the rest is room for the legend
     decorate_symlog(axes, linear)
     axes.grid(alpha=0.2)
     if axes.get_legend_handles_labels()[0]:
