@@ -19,6 +19,7 @@ pytest.importorskip("sklearn")
 from sb3_plasticity import load_spectra, mitigate
 
 PATH = Path(__file__).parents[1] / "examples" / "continual_digits.py"
+sys.path.insert(0, str(PATH.parent))  # as for a script: what the examples share lies beside them
 SPEC = importlib.util.spec_from_file_location("continual_digits", PATH)
 example = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(example)
