@@ -173,7 +173,8 @@ class MujocoVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free the renderer."""
-        self._sims.template.close()
+        if hasattr(self, "_sims"):  # Gymnasium closes what could not be made, too
+            self._sims.template.close()
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """

@@ -42,7 +42,8 @@ def test_it_is_trained_and_shown_on_a_task(tmp_path, capsys):
 
 
 def test_it_is_studied(tmp_path):
-    pytest.importorskip("jinja2", reason="studies need the extra `study`")
+    for package in ("jinja2", "pydantic"):
+        pytest.importorskip(package, reason="studies need the extra `study`")
     study = {
         "name": "pendulum",
         "gym_packages": ["example_robots"],
