@@ -90,7 +90,8 @@ class MinAtarEnv(gym.Env[np.ndarray, int]):
             return None
         state = self.game.state()
         top = (state * np.arange(1, state.shape[-1] + 1)).max(axis=-1)
-        grey = (top * (255 // COLOURS)).astype(np.uint8)
+        # the first channel is to stand out from the black ground, too
+        grey = np.where(top > 0, 79 + top * (176 // COLOURS), 0).astype(np.uint8)
         return np.repeat(np.kron(grey, np.ones((16, 16), np.uint8))[..., None], 3, axis=-1)
 
     def _observation(self) -> np.ndarray:
