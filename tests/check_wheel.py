@@ -14,7 +14,7 @@ assert sb3_plasticity.__version__ != "unknown"
 for name in sb3_plasticity.__all__:
     getattr(sb3_plasticity, name)
 gym.make("SlipperyAnt-v0").reset(seed=0)
-model = PPO_L2ER("SlipperyAnt-v0", device="cpu")
+model = PPO_L2ER("SlipperyAnt-v0", device="cpu", compile=False)
 assert model.n_envs == 8, "the packaged preset was not found"
 model.learn(1)
 print(f"sb3_plasticity {sb3_plasticity.__version__} works from its wheel: {model.num_timesteps} steps")

@@ -25,7 +25,7 @@ def test_the_three_lines(tmp_path, monkeypatch):
     monkeypatch.setitem(kwargs, "schedule", {"kind": "cyclic", "values": [0.3, 1], "period": 3000})
     monkeypatch.setitem(kwargs, "switch", "immediate")
     namespace = {}
-    exec(code.replace("10_000_000", "8_000"), namespace)
+    exec(code.replace("10_000_000", "8_000").replace("verbose=1", "compile=False"), namespace)
     model = namespace["model"]
     assert isinstance(model, PPO_L2ER) and model.num_timesteps == 8192 and model.n_envs == 8
     table = sb3_plasticity.load_spectra(tmp_path / "runs")

@@ -5,13 +5,16 @@ import io
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 import torch as th
+import torch._inductor.cpp_builder
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 from sb3_plasticity import PPO_L2ER
 
@@ -131,9 +134,21 @@ def test_the_preset_is_printed_once(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if "preset" in line]
     assert len(lines) == 1
     assert lines[0].startswith("PPO_L2ER preset SlipperyAnt-v0: n_envs=8, ") and "er_interval=8" in lines[0]
+    assert "compile=True" in lines[0]
     PPO_L2ER("MlpPolicy", "Pendulum-v1")
     PPO_L2ER("Pendulum-v1")
     assert capsys.readouterr().out == ""
+
+
+def test_without_a_compiler_the_preset_trains_after_one_warning(monkeypatch):
+    def nothing():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch._inductor.cpp_builder, "get_cpp_compiler", nothing)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler") as caught:
+        model = PPO_L2ER("SlipperyAnt-v0", n_steps=8, n_epochs=1).learn(128)
+    assert sum("uncompiled" in str(warning.message) for warning in caught) == 1
+    assert model.num_timesteps == 128
 
 
 def test_repr_says_what_it_is():

@@ -10,7 +10,7 @@ from sb3_plasticity.cli import main
 TINY = [
     *("--env", "SlipperyAnt-v0", "--verbose", "0", "--device", "cpu"),
     *("--env-kwargs", "schedule:{'kind': 'cyclic', 'values': [0.2, 0.5, 1.0], 'period': 100}"),
-    *("-params", "n_envs:2", "n_steps:32", "n_epochs:1", "callback:null"),
+    *("-params", "n_envs:2", "n_steps:32", "n_epochs:1", "callback:null", "compile:False"),
 ]
 
 
