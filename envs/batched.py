@@ -37,6 +37,7 @@ class BatchedRobot(ABC):
 
     :param env: environment that holds the options
     :param batch: the simulations
+    :raises NotBatchableError: if the environment uses contact forces, which differ in a batch
     """
 
     skipped: ClassVar[int] = 0  # coordinates of the position that say where on the ground the robot is
@@ -111,6 +112,7 @@ def distances(qpos: np.ndarray) -> np.ndarray:
     By the dot product that ``np.linalg.norm`` uses for one vector, so that the bits are equal.
 
     :param qpos: positions, the two on the ground first
+    :return: (number of simulations,), in m
     """
     distances: np.ndarray
     if hasattr(np, "vecdot"):
@@ -139,6 +141,7 @@ def batched_robot(env: MujocoEnv, batch: Batch) -> BatchedRobot:
 
     :param env: environment that holds the options
     :param batch: the simulations
+    :return: an object of the class that was registered for the environment's own
     :raises NotBatchableError: if the results could not be equal
     """
     check_batchable(env)
@@ -163,6 +166,7 @@ def batch_class() -> type[Batch]:
     """
     Import ``mujoco.batch`` when it is used: the single environments do without.
 
+    :return: MuJoCo's class
     :raises NotBatchableError: if MuJoCo is too old to have it
     """
     try:

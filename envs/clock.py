@@ -25,6 +25,7 @@ def has_clock(env: Any) -> bool:
     Say whether the tasks of an environment follow a schedule.
 
     :param env: an environment, wrapped or not, or a vectorised one of stable-baselines3
+    :return: True if it has every name of ``PROTOCOL``, for vectorised ones in each environment
     """
     for ask in ("has_attr", "has_wrapper_attr"):
         if hasattr(env, ask):

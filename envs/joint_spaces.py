@@ -19,6 +19,7 @@ def join_observations(by_name: Mapping[str, Space[Any]]) -> Space[Any]:
     spaces the largest is taken.
 
     :param by_name: observation spaces by the name of the task
+    :return: the space
     :raises ValueError: for spaces that cannot be joined, with their tasks
     """
     several = list(by_name.values())
@@ -45,6 +46,7 @@ def join_actions(by_name: Mapping[str, Space[Any]]) -> Space[Any]:
     bounds of its beginning.
 
     :param by_name: action spaces by the name of the task
+    :return: the space
     :raises ValueError: for spaces that cannot be joined, with their tasks
     """
     several = list(by_name.values())
@@ -77,6 +79,7 @@ def pad(array: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     :param array: of as many dimensions as the shape
     :param shape: at least as large in each
     :param dtype: of the result
+    :return: of the shape, with the array at the beginning of each dimension
     """
     array = np.asarray(array)
     if array.shape == tuple(shape):
@@ -92,6 +95,7 @@ def cut(action: Any, space: Space[Any]) -> Any:
 
     :param action: of the joint space
     :param space: of the environment. A Discrete action that it lacks is its first one, surplus coordinates are dropped.
+    :return: an action of ``space``
     """
     if isinstance(space, spaces.Discrete):
         return action if action < space.start + space.n else int(space.start)

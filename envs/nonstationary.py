@@ -130,6 +130,7 @@ class NonStationaryMixin(Clocked, MujocoEnv, utils.EzPickle):
 
         Without a display this uses EGL or OSMesa.
 
+        :return: what Gymnasium's ``render`` returns in this mode: None for ``"human"``, else an array
         :raises RuntimeError: if neither is there
         """
         overlay = None
@@ -176,6 +177,7 @@ def warning_names(counts: np.ndarray) -> str:
     Put MuJoCo's warning counters into words.
 
     :param counts: how often each ``mjtWarning`` was raised, shape (number of warnings,)
+    :return: the names of those that were raised, with commas between them
     """
     return ", ".join(mujoco.mjtWarning(int(i)).name.removeprefix("mjWARN_") for i in np.flatnonzero(counts))
 
@@ -185,6 +187,7 @@ def keywords_of(env_class: type) -> set[str]:
     Collect the keywords of a MuJoCo environment from its class and, as each passes on what it does not know, its bases.
 
     :param env_class: a class
+    :return: their names
     """
     names: set[str] = set()
     for base in env_class.__mro__:

@@ -88,6 +88,7 @@ def read_field(model: mujoco.MjModel, name: str) -> Any:
 
     :param model: the model
     :param name: a field of MjModel, or ``opt.<field>``
+    :return: an array, which is written to change the model, or a number of ``opt``
     """
     return getattr(model.opt, name[4:]) if name.startswith("opt.") else getattr(model, name)
 
@@ -171,6 +172,7 @@ def actuator_names(model: mujoco.MjModel) -> list[list[str]]:
     List what each actuator may be called: its own name and that of the joint it moves, where they have one.
 
     :param model: the model
+    :return: for each actuator, in the model's order, its names
     """
     joint = int(mujoco.mjtTrn.mjTRN_JOINT)
     names = []
@@ -279,6 +281,7 @@ def get_parameter(name: Any, actuators: Iterable[str] | None = None) -> Paramete
 
     :param name: one of the keys of ``PARAMETERS``
     :param actuators: the only ones that ``"actuator_strength"`` acts on; None for all
+    :return: the parameter; with ``actuators``, one that acts on these only
     :raises ValueError: if there is none of that name, or if it has nothing to do with actuators
     """
     check_choice("parameter", name, PARAMETERS)

@@ -65,6 +65,7 @@ class Schedule(ABC):
         Say which task is due at a global step.
 
         :param step: number of environment steps that the whole training has taken before this one
+        :return: the task, with its index and its value
         """
 
     @abstractmethod
@@ -73,6 +74,7 @@ class Schedule(ABC):
         Give a task by its index, as needed to freeze it.
 
         :param index: number of the task, from 0
+        :return: the task
         :raises ValueError: if the schedule has no such task
         """
 
@@ -387,6 +389,7 @@ def make_schedule(spec: str | Mapping[str, Any] | Schedule, defaults: Mapping[st
 
     :param spec: for example ``"log_uniform"`` or ``{"kind": "cyclic", "values": [0.1, 1.0], "period": 100_000}``
     :param defaults: keywords used where ``spec`` leaves them out and the kind has them
+    :return: the schedule; ``spec`` itself if it is one already
     :raises ValueError: for an unknown kind, an unknown or a missing keyword, or a value that is out of range
     """
     if isinstance(spec, Schedule):
@@ -430,6 +433,7 @@ def whole(name: str, value: Any, at_least: int = 0, unit: str = "") -> int:
     :param value: as given
     :param at_least: smallest accepted number
     :param unit: for the message
+    :return: the number as an int
     :raises ValueError: if it is none
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -107,6 +107,7 @@ class BatchedSimulations:
         :param actions: controls, shape (number of simulations, number of actuators)
         :param waiting: simulations whose results nobody reads, as they are about to be reset: their clocks stand still
         :return: what each environment returns, in arrays
+        :raises ValueError: for actions of another shape
         """
         if actions.shape != self._ctrl.shape:
             raise must_be("actions", f"of shape {self._ctrl.shape}", actions.shape)
@@ -283,6 +284,7 @@ class Simulation:
         Read an attribute, as from a wrapped environment.
 
         :param name: of the attribute
+        :return: its value
         """
         return getattr(self, name)
 
@@ -339,6 +341,7 @@ def rows(columns: Columns, n: int) -> list[dict[str, Any]]:
 
     :param columns: by key, one entry for each environment
     :param n: number of environments
+    :return: a dictionary for each environment
     """
     names = list(columns)
     # task_index is an int and task_value a float, as the environment has them

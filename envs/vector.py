@@ -47,6 +47,7 @@ def make_vector_env(
     :param autoreset_mode: when an ended episode is reset, as Gymnasium documents it
     :param n_threads: number of threads of the batch, 0 for one per CPU
     :param kwargs: keywords of the environment
+    :return: a :class:`MujocoVectorEnv`, or Gymnasium's ``SyncVectorEnv``
     """
     try:
         return MujocoVectorEnv(env_id, num_envs, autoreset_mode=autoreset_mode, n_threads=n_threads, **kwargs)
@@ -183,6 +184,7 @@ class MujocoVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         :param name: ``sync_clock``, ``set_task``, ``schedule``, ...
         :param args: of the method
         :param kwargs: of the method
+        :return: for each simulation, what the method returned or the attribute's value
         """
         values = [getattr(simulation, name) for simulation in self._sims.simulations]
         return tuple(value(*args, **kwargs) if callable(value) and name != "schedule" else value for value in values)
@@ -192,6 +194,7 @@ class MujocoVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Read an attribute of every simulation.
 
         :param name: of the attribute
+        :return: its value in each simulation
         """
         return tuple(getattr(simulation, name) for simulation in self._sims.simulations)
 

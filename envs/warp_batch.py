@@ -102,6 +102,7 @@ class WarpBatch:
         Return a field's own values of each simulation, or None if all share them.
 
         :param name: a field of MjModel, or ``opt.<field>``
+        :return: one row for each simulation, or None
         """
         values: np.ndarray | None = self._host.expanded(name)
         return values
@@ -121,6 +122,7 @@ class WarpBatch:
 
         :param sim: which simulation
         :param model: to write it into
+        :return: ``model`` if it was given, else a new one
         """
         return self._host.get_model(sim, model)
 
@@ -130,6 +132,7 @@ class WarpBatch:
 
         :param sim: which simulation
         :param data: to write it into
+        :return: ``data`` if it was given, else a new one
         """
         return self._host.get_data(sim, data)
 

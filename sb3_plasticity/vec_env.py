@@ -179,6 +179,7 @@ class MujocoBatchVecEnv(VecEnv):
 
         :param attr_name: an attribute of the environment; arrays and MuJoCo objects are copies
         :param indices: which simulations, None for all
+        :return: its value in each of them
         """
         return [getattr(simulation, attr_name) for simulation in self._targets(indices)]
 
@@ -203,6 +204,7 @@ class MujocoBatchVecEnv(VecEnv):
         :param method_args: its arguments
         :param indices: which simulations, None for all
         :param method_kwargs: its keywords
+        :return: what it returned for each of them
         :raises AttributeError: for other methods, which would act on copies
         """
         return [getattr(sim, method_name)(*method_args, **method_kwargs) for sim in self._targets(indices)]
@@ -213,6 +215,7 @@ class MujocoBatchVecEnv(VecEnv):
 
         :param wrapper_class: the wrapper: True for those whose work is done here, as ``Monitor``
         :param indices: which simulations, None for all
+        :return: an answer for each of them
         """
         done_here = {Monitor, OrderEnforcing, PassiveEnvChecker} | ({TimeLimit} if self._limit < np.inf else set())
         return [wrapper_class in done_here for _ in self._targets(indices)]

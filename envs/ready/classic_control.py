@@ -90,6 +90,7 @@ def continual_cart_pole(
     :param switch: ``"reset"`` or ``"immediate"``
     :param task: freeze the task of this index
     :param kwargs: of ``CartPole-v1``
+    :return: the environment
     """
     return _physics(CartPoleEnv(**kwargs), CART_POLE, set_cart_pole, parameter, schedule, switch, task)
 
@@ -110,6 +111,7 @@ def continual_acrobot(
     :param switch: ``"reset"`` or ``"immediate"``
     :param task: freeze the task of this index
     :param kwargs: of ``Acrobot-v1``
+    :return: the environment
     """
     return _physics(AcrobotEnv(**kwargs), ACROBOT, set_acrobot, parameter, schedule, switch, task)
 
@@ -152,6 +154,7 @@ def continual_gym_control(
     :param switch: ``"reset"`` or ``"immediate"``
     :param task: freeze the task of this index
     :param kwargs: of the environment
+    :return: the environment
     """
     env = gym.make(env_id, **{"max_episode_steps": 400, **kwargs})
     return ObservationShift(env, scale, schedule, switch=switch, task=task)

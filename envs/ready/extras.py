@@ -17,6 +17,7 @@ def require(module: str, extra: str, env_id: str) -> ModuleType:
     :param module: its name
     :param extra: of sb3-plasticity, that installs it
     :param env_id: of the world
+    :return: the module
     :raises gymnasium.error.DependencyNotInstalled: if it is not there, or not with this MuJoCo
     """
     try:

@@ -87,6 +87,7 @@ def continual_metaworld(
     :param task: freeze the task of this index
     :param render_mode: of every environment
     :param max_episode_steps: time limit, at most Meta-World's own 500
+    :return: the environment
     """
     require("metaworld", "metaworld", "ContinualMetaWorld-v0")
     makers = [{"name": name, "make": functools.partial(_manipulation, name, max_episode_steps)} for name in tasks]

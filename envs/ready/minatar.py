@@ -119,6 +119,7 @@ def continual_minatar(
     :param render_mode: ``"rgb_array"`` or None
     :param max_episode_steps: time limit of every game; some can be played for ever
     :param kwargs: of :class:`MinAtarEnv`
+    :return: the environment
     """
     require("minatar", "minatar", "ContinualMinAtar-v0")
     for game in games:

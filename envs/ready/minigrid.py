@@ -44,6 +44,7 @@ def continual_minigrid(
     :param task: freeze the task of this index
     :param render_mode: ``"rgb_array"`` or None
     :param kwargs: of every room
+    :return: the environment
     """
     require("minigrid", "minigrid", "ContinualMiniGrid-v0")
     tasks = [{"name": room, "make": functools.partial(_room, room, **kwargs)} for room in rooms]

@@ -25,6 +25,7 @@ class BatchedPlanar(BatchedRobot):
         Velocity along x, and the reward for it.
 
         :param before: positions before the step
+        :return: both of shape (number of simulations,), the velocity in m/s
         """
         velocity = (self.qpos[:, 0] - before) / self.dt
         return velocity, self.env._forward_reward_weight * velocity

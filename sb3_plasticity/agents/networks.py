@@ -202,7 +202,7 @@ def observed(root: nn.Module) -> Iterator[UnitGraph]:
     Watch layers and what reads them, with gradients, in evaluation mode, and leave the module as it was.
 
     :param root: the module whose parts will be called inside the context
-    :return: what :func:`~sb3_plasticity.common.networks.trace_units` sees
+    :yields: what :func:`~sb3_plasticity.common.networks.trace_units` sees
     """
     distributions: list[Any] = [module.action_dist for module in root.modules() if hasattr(module, "action_dist")]
     states = [dict(vars(distribution)) for distribution in distributions]

@@ -110,7 +110,7 @@ def records_after(folder: Path, run_id: str) -> Iterator[tuple[dict[str, Any], P
 
     :param folder: with npz files
     :param run_id: of the run
-    :return: what each record is of, and its file; what is no whole record is passed over
+    :yields: what each record is of, and its file; what is no whole record is passed over
     """
     for path in sorted(folder.glob("*.npz")):
         try:

@@ -31,6 +31,7 @@ class TaskSyncCallback(BaseCallback):
 
     :param on_task_change: called with the old and the new task at the first transition of a new task
     :param verbose: 1 prints every task change
+    :raises ValueError: if ``on_task_change`` is no function
     """
 
     @suggests_names()

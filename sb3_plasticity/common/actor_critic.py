@@ -24,7 +24,7 @@ def record_features(policy: ActorCriticPolicy, names: Iterable[str]) -> Iterator
 
     :param policy: the actor-critic that will be called inside the context
     :param names: names of the layers that read them, such as ``Network.features``
-    :return: a dictionary of layer name to feature matrix (rows, features), filled when the context ends
+    :yields: a dictionary of layer name to feature matrix (rows, features), filled when the context ends
     """
     features: dict[str, th.Tensor] = {}
     with record_inputs(policy, names) as recorded:

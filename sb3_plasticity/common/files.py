@@ -13,7 +13,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Write a file whole or not at all.
 
     :param path: of the file
-    :return: a temporary path beside it, to write to; it takes the file's place when the block ends without an error
+    :yields: a temporary path beside it, to write to; it takes the file's place when the block ends without an error
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)

@@ -133,7 +133,7 @@ def record_inputs(module: nn.Module, names: Iterable[str] | None = None) -> Iter
 
     :param module: the module that will be called inside the context
     :param names: names of the layers to record; all linear and convolutional ones if None
-    :return: a dictionary, filled as the layers are called, of layer name to its input, graph attached
+    :yields: a dictionary, filled as the layers are called, of layer name to its input, graph attached
     """
     layers = dict(module.named_modules())
     if names is None:
@@ -162,7 +162,7 @@ def record_units(module: nn.Module) -> Iterator[dict[str, Units]]:
     (normalisation, nonlinearity, dropout), until another layer reads them. Gradients must be enabled.
 
     :param module: the module that will be called inside the context
-    :return: a dictionary of layer name to units, filled when the context ends; the rows of a layer that was called
+    :yields: a dictionary of layer name to units, filled when the context ends; the rows of a layer that was called
         several times are joined
     """
     units: dict[str, Units] = {}
@@ -202,7 +202,7 @@ def trace_units(module: nn.Module) -> Iterator[UnitGraph]:
     convolutional or recurrent layer reads its units, or if they are added to others (residual connections).
 
     :param module: the module that will be called inside the context, at least once
-    :return: the graph, filled when the context ends
+    :yields: the graph, filled when the context ends
     """
     graph = UnitGraph()
     with _following(module) as follow:

@@ -54,6 +54,7 @@ def rollout_samples(buffer: RolloutBuffer, rows: np.ndarray | None = None) -> Sa
     :param rows: (n,) which transitions, all if None. For recurrent buffers (n_sequences, length): successive steps of
         one environment in each row of the array; each starts from the recurrent state it was collected with
     :return: tensors on the buffer's device
+    :raises ValueError: if ``rows`` does not have two axes for a recurrent buffer
     """
     if rows is None:
         rows = np.arange(rollout_size(buffer))

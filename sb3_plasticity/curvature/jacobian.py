@@ -58,7 +58,7 @@ class Layer:
         Jacobian of the given outputs, in pieces.
 
         :param columns: outputs
-        :return: blocks (N * len(columns), b) of columns, ``size`` in all
+        :yields: blocks (N * len(columns), b) of columns, ``size`` in all
         """
         grads = self.grads[:, columns]
         rows = grads.shape[0] * grads.shape[1]

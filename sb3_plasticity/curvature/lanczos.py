@@ -1,7 +1,7 @@
 """Stochastic Lanczos quadrature of a symmetric matrix that is known by its products with vectors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch as th
@@ -69,6 +69,7 @@ def quadrature(matvec: MatVec, dim: int, steps: int, generator: th.Generator, re
     return Quadrature(np.concatenate(nodes), np.concatenate(weights), np.concatenate(residuals), exact=seen == dim)
 
 
+@dataclass
 class Block:
     """
     The tridiagonal matrix of one Krylov space.
@@ -79,11 +80,10 @@ class Block:
     :param closed: the space is invariant
     """
 
-    def __init__(self) -> None:
-        self.diagonal: list[float] = []
-        self.off: list[float] = []
-        self.residual = 0.0
-        self.closed = False
+    diagonal: list[float] = field(default_factory=list)
+    off: list[float] = field(default_factory=list)
+    residual: float = 0.0
+    closed: bool = False
 
 
 def lanczos(

@@ -186,7 +186,7 @@ def attached(
     :param model: an algorithm whose networks are known
     :param mitigations: in the order in which they act
     :param states: by label, saved states to continue from
-    :return: the attachment
+    :yields: the attachment
     """
     attachment = Attachment(Agent(networks_of(model), model), mitigations, states)
     enlist(model, attachment)
@@ -244,7 +244,7 @@ def mitigate(
     :param module: that is called as ``module(inputs)`` in the loop
     :param optimizer: that steps its parameters
     :param mitigations: in the order in which they act
-    :return: a function to call when the task changes
+    :yields: a function to call when the task changes
     """
     attachment: Attachment | None = None
     handles: list[Any] = []

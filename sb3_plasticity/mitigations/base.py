@@ -134,6 +134,7 @@ class Mitigation:
         :param strength: a number, or a tensor without axes; it is to be included
         :param constants: what :meth:`constants` gives
         :return: of the parameter's shape
+        :raises NotImplementedError: unless a subclass defines it; it is called only where one does
         """
         raise NotImplementedError
 
@@ -155,6 +156,7 @@ class Mitigation:
         :param network: whose activations they are
         :param features: for each of :meth:`feature_layers`, the matrix (rows, features) that it reads
         :return: scalar, differentiable
+        :raises NotImplementedError: unless a subclass defines it; it is called only where one does
         """
         raise NotImplementedError
 

@@ -23,6 +23,7 @@ class _ParameterPenalty(Mitigation):
         :param parameter: any shape
         :param constants: what :meth:`constants` gives
         :return: scalar
+        :raises NotImplementedError: unless a subclass defines it
         """
         raise NotImplementedError
 

@@ -29,6 +29,7 @@ class _Reset(Mitigation):
     :param when: ``"task"``, or a number of environment steps (updates without RL)
     :param networks: names of the networks it acts on; all if None
     :param seed: of what is drawn
+    :raises ValueError: if ``when`` is neither ``"task"`` nor a whole number >= 1
     """
 
     def __init__(self, when: When, networks: Iterable[str] | None, seed: int = 0) -> None:

@@ -33,7 +33,7 @@ def lean_acting(policy: ActorCriticPolicy) -> Iterator[bool]:
     The weights must not change inside the context.
 
     :param policy: any actor-critic
-    :return: whether there is a short way
+    :yields: whether there is a short way
     """
     forward = lean_forward(policy)
     if forward is None:

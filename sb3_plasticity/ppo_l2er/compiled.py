@@ -415,7 +415,7 @@ class CompiledUpdate:
         Penalties on features that were reported.
 
         :param rows: as :meth:`epoch` gives them, from the first on
-        :return: for each mitigation and network: the mitigation, in which minibatches it acted, and its values
+        :yields: for each mitigation and network: the mitigation, in which minibatches it acted, and its values
         """
         for column, (index, _) in enumerate(self._penalties):
             acted = np.array([index in variant.due for variant in self._variants[: len(rows)]], dtype=bool)

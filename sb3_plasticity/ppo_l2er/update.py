@@ -39,7 +39,7 @@ class Minibatches:
         Draw the minibatches of a pass, as the buffer does.
 
         :param batch_size: of a minibatch
-        :return: the buffer's minibatches
+        :yields: the buffer's minibatches
         """
         self.on_pass()
         for minibatch in self.buffer.get(batch_size):

@@ -68,6 +68,7 @@ def main(commands: Mapping[str, Command], prog: str, arguments: Sequence[str] | 
     :param arguments: of the command line; None for those of this process
     :return: exit status: 0, 1 for what could not be brought to its end, 2 for a mistake in what was given, 130 after an
         interrupt
+    :raises RunError: with ``--debug``, instead of a status; likewise ``UsageError``, ``OSError``, ``KeyboardInterrupt``
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -250,6 +250,7 @@ class Experiment(ExperimentManager):
         :param model: as made
         :param callbacks: in their order; all of them see the end of training, whatever ends it
         :param progress: whether to show a progress bar
+        :raises BaseException: whatever ended training early, once the callbacks have seen its end
         """
         options: dict[str, Any] = {"progress_bar": progress, "reset_num_timesteps": self.start == 0}
         if self.spec.log_interval != -1:

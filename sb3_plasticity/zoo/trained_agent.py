@@ -87,7 +87,7 @@ class TrainedAgent:
         Let the agent act.
 
         :param n: number of steps of each environment
-        :return: rewards, ends of episodes and infos of each step
+        :yields: rewards, ends of episodes and infos of each step
         """
         observations: Any = self.env.reset()
         states, starts = None, np.ones(self.env.num_envs, dtype=bool)
