@@ -43,9 +43,10 @@ test-warp: $(DEVELOP)  ## MuJoCo Warp on the CPU against mujoco.batch (minutes: 
 	$(PIP) -e ".[test,warp]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/envs/test_warp.py -m "slow or not slow"
 
-lint: $(DEVELOP)  ## ruff: style, docstrings, formatting; spelling; undeclared imports
+lint: $(DEVELOP)  ## ruff: style, docstrings, formatting; docstrings' arguments; spelling; undeclared imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/flake8 sb3_plasticity envs
 	$(BIN)/codespell
 	$(BIN)/deptry .
 
