@@ -56,7 +56,7 @@ format: $(DEVELOP)  ## let ruff format and fix
 
 # mypy does not follow the mapping of envs/ to sb3_plasticity.envs: two targets.
 type: $(DEVELOP)  ## mypy, strict
-	$(BIN)/mypy sb3_plasticity
+	$(BIN)/mypy sb3_plasticity examples benchmarks docs
 	$(BIN)/mypy envs
 
 docs: $(DEVELOP)  ## build the documentation, tutorials executed, warnings as errors

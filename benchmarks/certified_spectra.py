@@ -52,12 +52,13 @@ def network(name: str) -> Problem:
         batch = (th.randn(64, 1, 8, 8).double(), th.randn(64, 3).double())
     else:
         unit = nn.Tanh if name == "tanh" else nn.ReLU
-        net = nn.Sequential(nn.Linear(8, 24), unit(), nn.Linear(24, 24), unit(), nn.Linear(24, 1))
+        first, second = nn.Linear(8, 24), nn.Linear(24, 24)
+        net = nn.Sequential(first, unit(), second, unit(), nn.Linear(24, 1))
         batch = (th.randn(128, 8).double(), th.randn(128, 1).double())
         if name == "relu":
             with th.no_grad():
-                net[0].bias[:8] = -100.0  # dead units
-                net[2].bias[:5] = -100.0
+                first.bias[:8] = -100.0  # dead units
+                second.bias[:5] = -100.0
     net.double()
 
     def loss_fn(params: dict[str, th.Tensor], batch: Any) -> th.Tensor:
@@ -82,10 +83,13 @@ def _sb3(name: str) -> Problem:
         if name == "value":
             return F.mse_loss(th.func.functional_call(module, params, (observations,)), advantages)
         ratio = th.exp(th.func.functional_call(module, params, (observations, actions)) - old)
-        return -th.min(advantages * ratio, advantages * ratio.clamp(0.8, 1.2)).mean()
+        surrogate: th.Tensor = th.min(advantages * ratio, advantages * ratio.clamp(0.8, 1.2)).mean()
+        return -surrogate
 
     mine = ("value_net",) if name == "value" else ("policy_net", "action_net", "log_std")
-    params = {key: value for key, value in module.named_parameters() if any(part in key for part in mine)}
+    params: dict[str, th.Tensor] = {
+        key: value for key, value in module.named_parameters() if any(part in key for part in mine)
+    }
     return _fitted(loss_fn, params, (observations, actions, advantages, old), steps=50)
 
 

@@ -85,7 +85,8 @@ def hessian_jobs(policy: Policy, observations: th.Tensor, targets: th.Tensor) ->
     batch = (observations, targets)
 
     def loss_fn(params: dict[str, th.Tensor], batch: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
-        return loss(th.func.functional_call(policy, params, (batch[0],)), batch[1])
+        value: th.Tensor = loss(th.func.functional_call(policy, params, (batch[0],)), batch[1])
+        return value
 
     jobs: dict[str, Job] = {"sb3_plasticity": lambda: hessian_spectrum(loss_fn, params, batch, steps=STEPS)}
     answers: dict[str, Any] = {"dim": sum(value.numel() for value in params.values())}
@@ -143,7 +144,8 @@ def ggn_jobs(policy: Policy, observations: th.Tensor) -> tuple[dict[str, Job], d
     weights = th.full((GGN_SAMPLES, ACTIONS), 2.0 / ACTIONS)
 
     def output_fn(params: dict[str, th.Tensor], inputs: th.Tensor) -> th.Tensor:
-        return th.func.functional_call(net, params, (inputs,))
+        outputs: th.Tensor = th.func.functional_call(net, params, (inputs,))
+        return outputs
 
     few = observations[:GGN_SAMPLES]
     jobs: dict[str, Job] = {

@@ -9,6 +9,7 @@ of a minibatch against its size; the callbacks against training on tasks of 200,
 """
 
 import argparse
+import functools
 import json
 import tempfile
 import time
@@ -71,8 +72,8 @@ def penalties(rounds: int) -> dict[str, Any]:
     for setting in SETTINGS:
         for compiled in (False, True):
             models = {mode: ours(setting, compile=compiled, **extra) for mode, extra in ({"off": OFF} | MODES).items()}
-            jobs = {
-                mode: lambda model=model: model.learn(ROLLOUT, reset_num_timesteps=False, log_interval=None)
+            jobs: dict[str, Callable[[], Any]] = {
+                mode: functools.partial(model.learn, ROLLOUT, reset_num_timesteps=False, log_interval=None)
                 for mode, model in models.items()
             }
             times = alternate(jobs, rounds)
@@ -109,7 +110,8 @@ def bare_pass(model: PPO_L2ER) -> Callable[[], Any]:
 
     def gradients(*flat: th.Tensor) -> tuple[th.Tensor, ...]:
         def total(values: list[th.Tensor]) -> th.Tensor:
-            return functional_call(outputs, dict(zip(names, values, strict=True)), flat[len(names) :])
+            value: th.Tensor = functional_call(outputs, dict(zip(names, values, strict=True)), flat[len(names) :])
+            return value
 
         return tuple(th.func.grad(total)(list(flat[: len(names)])))
 
@@ -221,7 +223,7 @@ def off_policy(rounds: int) -> dict[str, dict[str, float]]:
             timed: TimedCurvature | TimedPlasticity
             for timed in (TimedCurvature(save_dir=folder), TimedPlasticity()):
                 model, steps = make(), 400 * rounds
-                elapsed = seconds(lambda model=model, timed=timed, steps=steps: model.learn(steps, callback=timed))
+                elapsed = seconds(functools.partial(model.learn, steps, callback=timed))
                 times = sorted(timed.times)
                 # A few rollout ends measure; what the others cost is paid at every one.
                 n_large = 2 if isinstance(timed, TimedCurvature) else 1
@@ -248,7 +250,7 @@ def callbacks(rounds: int) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             for timed in (TimedCurvature(save_dir=folder), TimedPlasticity()):
                 model = ours(setting)
-                elapsed = seconds(lambda model=model, timed=timed: model.learn(5 * rounds * ROLLOUT, callback=timed))
+                elapsed = seconds(functools.partial(model.learn, 5 * rounds * ROLLOUT, callback=timed))
                 training = (elapsed - timed.spent) / model.num_timesteps * TASK_STEPS
                 # The curvature was taken once, at the start of the only task here; its end costs as much again.
                 is_curvature = isinstance(timed, TimedCurvature)

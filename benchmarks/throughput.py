@@ -105,13 +105,13 @@ def env_contenders(args: argparse.Namespace, n_envs: int) -> tuple[dict[str, Con
         for action in actions:
             ctrl[:] = action
             raw.step(nstep=frame_skip)
-        return actions.shape[0] * n_envs
+        return shape[0] * n_envs
 
     def steps_of(env: Any) -> Contender:
         def run() -> int:
             for action in actions:
                 env.step(action)
-            return actions.shape[0] * n_envs
+            return shape[0] * n_envs
 
         return run
 

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 import sb3_plasticity
 
 HERE = Path(__file__).parent
@@ -38,10 +40,10 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 # The inventories of other projects need a network: without one, references into them stay plain text.
-intersphinx_mapping = {}
+intersphinx_mapping: dict[str, tuple[str, str | None]] = {}
 nitpicky = False
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
     """Write the pages that the code itself describes: one for each environment and one for each mitigation."""
     generate_pages(HERE)

@@ -158,7 +158,8 @@ def measure(network: nn.Sequential, images: th.Tensor, labels: th.Tensor) -> dic
     params = {name: value.detach() for name, value in network.named_parameters()}
 
     def output_fn(params: dict[str, th.Tensor], inputs: th.Tensor) -> th.Tensor:
-        return th.func.functional_call(network, params, (inputs,))
+        logits: th.Tensor = th.func.functional_call(network, params, (inputs,))
+        return logits
 
     def loss_fn(params: dict[str, th.Tensor], batch: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
         return F.cross_entropy(output_fn(params, batch[0]), batch[1])
@@ -264,7 +265,8 @@ def mean_of_part(table: pd.DataFrame, method: str, column: str, part: str) -> pd
     """A column's mean over a part of the tasks, the first of all left out: a number for each seed."""
     low, high = parts_of(table)[part]
     values = by_seed(table[table.task > 0], method, column)
-    return values.loc[:, (values.columns >= low) & (values.columns < high)].mean(axis=1)
+    tasks = values.columns.to_numpy()
+    return values.loc[:, (tasks >= low) & (tasks < high)].mean(axis=1)
 
 
 def changes(table: pd.DataFrame) -> dict[str, Estimate]:
@@ -325,7 +327,8 @@ def draw_league(axes: Axes, table: pd.DataFrame) -> None:
     lose, keep = groups(table)
     for place, method in enumerate([*lose, *keep]):
         color = LOSES if method in lose else KEEPS
-        first, last = (interval(100 * mean_of_part(table, method, "accuracy", p)) for p in ("first third", "last 10%"))
+        parts = [mean_of_part(table, method, "accuracy", part).to_numpy() for part in ("first third", "last 10%")]
+        first, last = (interval(100 * part) for part in parts)
         axes.plot([first.value, last.value], [place, place], color=color, lw=1, alpha=0.5)
         axes.plot([last.low, last.high], [place, place], color=color, lw=3, alpha=0.5, solid_capstyle="butt")
         axes.plot(first.value, place, "o", mfc="white", mec=color, ms=5)
@@ -386,7 +389,7 @@ def draw(folder: Path, table: pd.DataFrame) -> Path:
         f"Below, the Hessians at task starts of seed {seeds[0]}: methods that lose plasticity, then those that keep it",
         fontsize=11,
     )
-    upper, lower = figure.subfigures(2, 1, height_ratios=(4.2, 2.0 * sum(depth)))
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.2, 2.0 * sum(depth)))[:, 0]
     league, accuracy, scatter = upper.subplots(1, 3)
     later, share = table[table.task > 0], f"% of |Hessian eigenvalues| > {EPSILON['hessian']}"
     draw_league(league, table)
@@ -430,7 +433,8 @@ def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
         if not (args.resume / "settings.json").exists():
             parser.error(f"--resume {args.resume}: accepted are folders that this program made")
         vars(args).update(json.loads((args.resume / "settings.json").read_text()))
-        return args.resume
+        resumed: Path = args.resume
+        return resumed
     folder: Path = args.out / datetime.now().strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     settings = {name: getattr(args, name) for name in SETTINGS}

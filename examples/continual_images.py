@@ -141,7 +141,7 @@ def run(method: str, seed: int, args: argparse.Namespace) -> Path:
     return path
 
 
-def measure(network: nn.Module, task: ImageTask, info: dict[str, Any], folder: Path) -> dict[str, float]:
+def measure(network: nn.Sequential, task: ImageTask, info: dict[str, Any], folder: Path) -> dict[str, float]:
     """
     Measure what a task's start is like, on the first half of each class's training images that are taken.
 
@@ -227,8 +227,9 @@ def report(table: pd.DataFrame, methods: list[str]) -> str:
         lines += ["", title, " " * 16 + "".join(f"{name:26}" for name in names)]
         for method in methods:
             values, base = (scale * by_seed(later, name, column) for name in (method, methods[0]))
-            inside = [(values.columns >= low) & (values.columns < high) for low, high in parts.values()]
-            means = [values.loc[:, tasks].mean(axis=1) for tasks in inside]
+            tasks = values.columns.to_numpy()
+            inside = [(tasks >= low) & (tasks < high) for low, high in parts.values()]
+            means = [values.loc[:, part].mean(axis=1) for part in inside]
             means += [means[1] - means[0], (values - base).loc[:, inside[1]].mean(axis=1)]
             cells = [interval(mean.to_numpy()) for mean in means]
             shown = [
@@ -306,14 +307,14 @@ def draw(folder: Path, table: pd.DataFrame, methods: list[str]) -> list[Path]:
         fontsize=9,
     )
 
-    paths = []
+    pictures = []
     for picture, name in ((figure, "images_accuracy"), (spectra, "images_spectra")):
         for axes in picture.axes:
             axes.spines[["top", "right"]].set_visible(False)
-        paths.append(folder / f"{name}.png")
-        picture.savefig(paths[-1], dpi=127)
-        picture.savefig(paths[-1].with_suffix(".pdf"))
-    return paths
+        pictures.append(folder / f"{name}.png")
+        picture.savefig(pictures[-1], dpi=127)
+        picture.savefig(pictures[-1].with_suffix(".pdf"))
+    return pictures
 
 
 def _change(table: pd.DataFrame, method: str) -> float:

@@ -21,7 +21,8 @@ def measure(net: nn.Module, images: th.Tensor, labels: th.Tensor) -> dict[str, S
     params = {name: value.detach() for name, value in net.named_parameters()}
 
     def output_fn(params: dict[str, th.Tensor], inputs: th.Tensor) -> th.Tensor:
-        return th.func.functional_call(net, params, (inputs,))
+        logits: th.Tensor = th.func.functional_call(net, params, (inputs,))
+        return logits
 
     def loss_fn(params: dict[str, th.Tensor], batch: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
         return F.cross_entropy(output_fn(params, batch[0]), batch[1])

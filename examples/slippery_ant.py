@@ -62,7 +62,7 @@ def draw(folder: Path) -> Path:
 
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     figure.suptitle(f"PPO_L2ER on SlipperyAnt through {len(boundaries)} changes of friction")
-    left, right = figure.subfigures(1, 2)
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
     panels = list(left.subplots(4, 1, sharex=True))
     rewards, friction, erank, epsilon_rank = panels
     rewards.plot(steps, log["rollout/ep_rew_mean"], color="C0")
@@ -116,7 +116,7 @@ def draw_spectra(axes: Axes, starts: pd.DataFrame, network: str, kind: str, titl
     """
     rows = starts[(starts.network == network) & (starts.kind == kind)]
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, max(len(rows), 2)))
-    for color, row in zip(colors, rows.itertuples(), strict=False):
+    for color, (_, row) in zip(colors, rows.iterrows(), strict=False):
         plot_density(
             axes,
             row.spectrum,

@@ -141,8 +141,8 @@ def fit_accuracy(table: pd.DataFrame, column: str, within: str | None = None) ->
         return None
     members = clusters(points, measured.seed.to_numpy()[keep])
     slope, intercept = np.polyfit(points[:, 0], points[:, 1], 1)
-    intervals = (cluster_interval(members, statistic) for statistic in (r_squared, spearman))
-    return Fit(float(slope), float(intercept), *intervals, n=len(points))
+    certain, ordered = (cluster_interval(members, statistic) for statistic in (r_squared, spearman))
+    return Fit(float(slope), float(intercept), certain, ordered, len(points))
 
 
 def draw_fit(axes: Axes, table: pd.DataFrame, column: str, colors: dict[str, str]) -> Fit | None:

@@ -77,7 +77,7 @@ def film(env_id: str) -> Iterator[Image.Image]:
     env.close()
 
 
-def robot(env_id: str) -> tuple[gym.Env, Act, int] | None:
+def robot(env_id: str) -> tuple[gym.Env[Any, Any], Act, int] | None:
     """
     Make a robot of MuJoCo.
 
@@ -89,12 +89,12 @@ def robot(env_id: str) -> tuple[gym.Env, Act, int] | None:
         return None
     schedule = {"kind": "cyclic", "values": list(VALUES[parameter.name]), "period": 1_000_000}
     width = round(2 * WIDTH / CLOSER.get(env_id, 1.0))
-    size = {"width": width, "height": width * 3 // 4, "camera_name": "track"}
+    size: dict[str, Any] = {"width": width, "height": width * 3 // 4, "camera_name": "track"}
     env = gym.make(env_id, render_mode="rgb_array", schedule=schedule, switch="immediate", **size)
     return env, trained() if walks(env_id) else swinging(env.action_space, *GAITS.get(env_id, SWAY)), EVERY
 
 
-def world(env_id: str) -> tuple[gym.Env, Act, int]:
+def world(env_id: str) -> tuple[gym.Env[Any, Any], Act, int]:
     """
     Make any other world, and let it act at random.
 
@@ -111,7 +111,7 @@ def walks(env_id: str) -> bool:
     return "Ant-" in env_id
 
 
-def changing(env: gym.Env) -> str:
+def changing(env: gym.Env[Any, Any]) -> str:
     """Name what changes, or nothing if tasks have no value that means something."""
     parameter = env.get_wrapper_attr("parameter") if env.has_wrapper_attr("parameter") else ""
     return getattr(parameter, "name", parameter)
@@ -128,7 +128,7 @@ def trained() -> Act:
     return lambda observation, step: model.predict(observation, deterministic=True)[0]
 
 
-def swinging(space: gym.Space, amplitude: float, pace: float, lag: float) -> Act:
+def swinging(space: gym.Space[Any], amplitude: float, pace: float, lag: float) -> Act:
     """
     Swing the motors, each a little later than the one before.
 
@@ -138,6 +138,7 @@ def swinging(space: gym.Space, amplitude: float, pace: float, lag: float) -> Act
     :param lag: radians from one motor to the next
     :return: gives an action
     """
+    assert isinstance(space, gym.spaces.Box)
     middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
     phases = lag * np.arange(len(middle))
     return lambda observation, step: (middle + amplitude * half * np.sin(step / pace - phases)).astype(np.float32)

@@ -505,7 +505,7 @@ class PPO_L2ER(PPO):
         self: SelfPPO_L2ER,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str = "PPO_L2ER",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -525,7 +525,7 @@ class PPO_L2ER(PPO):
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
-            log_interval=log_interval,
+            log_interval=log_interval,  # type: ignore[arg-type]  # SB3 takes None
             tb_log_name=tb_log_name,
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
