@@ -1,16 +1,13 @@
 """The mitigation of CONTRIBUTING.md, as a stranger would write it."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch as th
+from algorithms import make_agent
 
 from sb3_plasticity.mitigations import MitigationCallback
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
-from algorithms import make_agent
 
 
 @pytest.fixture(scope="module")

@@ -147,24 +147,6 @@ def test_doing_nothing_is_bit_identical(name, kind):
     assert all(th.equal(p, plain[key]) for key, p in parameters(model).items())
 
 
-@pytest.mark.parametrize("kind", BUSY)
-def test_state_goes_on(kind, tmp_path):
-    model = make_agent("PPO")
-    first = BUSY[kind]()
-    model.learn(32, callback=MitigationCallback([first]))
-    model.save(tmp_path / "model")
-    env = copy.deepcopy(model.get_env())
-    loaded = type(model).load(tmp_path / "model", env=env, force_reset=False)
-    outcomes = []
-    for agent, part in ((model, first), (loaded, BUSY[kind]())):
-        agent.set_random_seed(3)
-        agent.learn(32, callback=MitigationCallback([part]), reset_num_timesteps=False)
-        outcomes.append((parameters(agent), part.state_dict()))
-    for key, value in outcomes[0][0].items():
-        assert th.equal(value, outcomes[1][0][key]), key
-    assert str(outcomes[0][1]) == str(outcomes[1][1])
-
-
 @pytest.mark.parametrize(
     "make, message",
     [

@@ -155,26 +155,6 @@ def test_doing_nothing_is_bit_identical(name, kind):
     assert all(th.equal(p, plain[key]) for key, p in parameters(model).items())
 
 
-@pytest.mark.parametrize("kind", BUSY)
-def test_state_goes_on(kind, tmp_path):
-    """Units, ages and rows after saving and loading are those of a run that was not interrupted."""
-    model = make_agent("PPO")
-    first = BUSY[kind]()
-    model.learn(32, callback=MitigationCallback([first]))
-    model.save(tmp_path / "model")
-    env = copy.deepcopy(model.get_env())
-    loaded = type(model).load(tmp_path / "model", env=env, force_reset=False)
-    second = BUSY[kind]()
-    outcomes = []
-    for agent, part in ((model, first), (loaded, second)):
-        agent.set_random_seed(3)
-        agent.learn(32, callback=MitigationCallback([part]), reset_num_timesteps=False)
-        outcomes.append((parameters(agent), part.state_dict()))
-    for key, value in outcomes[0][0].items():
-        assert th.equal(value, outcomes[1][0][key]), key
-    assert str(outcomes[0][1]) == str(outcomes[1][1])
-
-
 def test_a_shared_extractor_is_recycled_once():
     kwargs = dict(features_extractor_kwargs=dict(features_dim=8), net_arch=[])
     model = make_agent("PPO", IMAGE, policy_kwargs=kwargs)

@@ -1,17 +1,14 @@
 """The seam: hooks act where they should, leave no trace, and their state survives."""
 
 import gc
-import sys
-from pathlib import Path
 
 import pytest
 import torch as th
+from acting import n_hooks
+from algorithms import ALGORITHMS, make_agent
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_plasticity.mitigations import L2, Mitigation, MitigationCallback, attached, attachments_of, mitigate
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
-from algorithms import ALGORITHMS, make_agent
 
 
 class Everything(Mitigation):
@@ -43,17 +40,6 @@ class Everything(Mitigation):
 
     def rollout_end(self):
         self.calls.append(("end",))
-
-
-def n_hooks(model):
-    """All hooks of a model's parameters, modules and optimizers."""
-    modules = list(model.policy.modules())
-    optimizers = [part.optimizer for part in modules if hasattr(part, "optimizer")]
-    count = sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules)
-    count += sum(len(p._post_accumulate_grad_hooks or ()) for p in model.policy.parameters())
-    return count + sum(
-        len(o._optimizer_step_pre_hooks) + len(o._optimizer_step_post_hooks) for o in optimizers if o is not None
-    )
 
 
 def parameters(model):
