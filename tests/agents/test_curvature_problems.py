@@ -1,5 +1,8 @@
 """An agent's loss, outputs and Fisher information, against the algorithms' own logs, autograd and KL divergences."""
 
+from collections.abc import Callable
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -20,14 +24,14 @@ from torch.distributions import kl_divergence
 from sb3_plasticity import PPO_L2ER, ggn_spectrum, hessian_spectrum
 from sb3_plasticity.agents import objectives_of
 from sb3_plasticity.agents.distributions import distribution_fisher, distribution_outputs
-from sb3_plasticity.agents.problems import curvature_problem
+from sb3_plasticity.agents.problems import CurvatureProblem, curvature_problem
 from sb3_plasticity.common.rollout import concatenate_samples, is_recurrent, last_samples, rollout_samples, spread_rows
 
-SMALL = dict(n_steps=32, seed=0, device="cpu")
-TINY = dict(policy_kwargs=dict(net_arch=[6]))
+SMALL: dict[str, Any] = dict(n_steps=32, seed=0, device="cpu")
+TINY: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[6]))
 
 
-def collected(algorithm, policy, env, **arguments):
+def collected(algorithm: type[BaseAlgorithm], policy: str, env: Any, **arguments: Any) -> BaseAlgorithm:
     """An agent with a full rollout buffer that it has not trained on."""
     model = algorithm(policy, env, **(SMALL | arguments))
     train, model.train = model.train, lambda: None
@@ -36,11 +40,13 @@ def collected(algorithm, policy, env, **arguments):
     return model
 
 
-def problem_of(model, samples, network, state=None):
+def problem_of(
+    model: BaseAlgorithm, samples: Any, network: str, state: dict[str, th.Tensor] | None = None
+) -> CurvatureProblem:
     return curvature_problem(model.policy, objectives_of(model)[network], samples, state)
 
 
-def in_float64(model):
+def in_float64(model: PPO) -> None:
     """SB3 casts observations to float32; the features go on in float64."""
     model.policy.double()
     model.policy.features_extractor.register_forward_hook(lambda _module, _inputs, features: features.double())
@@ -49,20 +55,20 @@ def in_float64(model):
 class MaskedEnv(gym.Env):
     observation_space = spaces.Box(-1, 1, (4,), np.float32)
 
-    def __init__(self, action_space):
+    def __init__(self, action_space: spaces.Discrete) -> None:
         self.action_space = action_space
 
-    def reset(self, seed=None, options=None):
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.steps = 0
         return self.np_random.uniform(-1, 1, 4).astype(np.float32), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         observation = self.np_random.uniform(-1, 1, 4).astype(np.float32)
         return observation, float(observation[0]), self.steps == 10, False, {}
 
-    def action_masks(self):
+    def action_masks(self) -> np.ndarray:
         size = self.action_space.n if isinstance(self.action_space, spaces.Discrete) else self.action_space.nvec.sum()
         mask = np.ones(size, dtype=bool)
         mask[self.steps % 2] = False
@@ -73,7 +79,7 @@ class TestFisher:
     """The Fisher information is the Hessian of KL(p_theta' || p_theta) in theta at theta' = theta."""
 
     @staticmethod
-    def hessian_of_kl(divergence, outputs):
+    def hessian_of_kl(divergence: Callable[..., Any], outputs: th.Tensor) -> th.Tensor:
         blocks = [
             th.autograd.functional.hessian(lambda row, n=n: divergence(row, outputs[n]), outputs[n])
             for n in range(len(outputs))
@@ -81,53 +87,53 @@ class TestFisher:
         return th.stack(blocks)
 
     @staticmethod
-    def dense(fisher):
+    def dense(fisher: th.Tensor) -> th.Tensor:
         return th.diag_embed(fisher) if fisher.ndim == 2 else fisher
 
     @pytest.mark.parametrize("kind", [DiagGaussianDistribution, SquashedDiagGaussianDistribution])
-    def test_gaussian(self, kind):
+    def test_gaussian(self, kind: type[DiagGaussianDistribution] | type[SquashedDiagGaussianDistribution]) -> None:
         th.manual_seed(0)
         mean, log_std = th.randn(5, 3, dtype=th.float64), th.randn(3, dtype=th.float64) * 0.3
         distribution = kind(3).proba_distribution(mean, log_std)
         outputs = distribution_outputs(distribution)
         th.testing.assert_close(outputs, th.cat([mean, log_std.expand(5, 3)], 1))
 
-        def divergence(row, at):
+        def divergence(row: th.Tensor, at: th.Tensor) -> th.Tensor:
             old, new = (th.distributions.Normal(x[:3], x[3:].exp()) for x in (at, row))
             return kl_divergence(old, new).sum()
 
         th.testing.assert_close(self.dense(distribution_fisher(distribution)), self.hessian_of_kl(divergence, outputs))
 
     @pytest.mark.parametrize("sizes", [[4], [3, 2]])
-    def test_categorical(self, sizes):
+    def test_categorical(self, sizes: list[int]) -> None:
         th.manual_seed(0)
         logits = th.randn(5, sum(sizes), dtype=th.float64)
         distribution = CategoricalDistribution(4) if len(sizes) == 1 else MultiCategoricalDistribution(sizes)
         distribution = distribution.proba_distribution(logits)
 
-        def divergence(row, at):
+        def divergence(row: th.Tensor, at: th.Tensor) -> th.Tensor:
             pairs = zip(at.split(sizes), row.split(sizes), strict=True)
             return sum(kl_divergence(*(th.distributions.Categorical(logits=x) for x in pair)) for pair in pairs)
 
         outputs = distribution_outputs(distribution)
         th.testing.assert_close(self.dense(distribution_fisher(distribution)), self.hessian_of_kl(divergence, outputs))
 
-    def test_bernoulli(self):
+    def test_bernoulli(self) -> None:
         th.manual_seed(0)
         distribution = BernoulliDistribution(3).proba_distribution(th.randn(5, 3, dtype=th.float64))
 
-        def divergence(row, at):
+        def divergence(row: th.Tensor, at: th.Tensor) -> th.Tensor:
             return kl_divergence(*(th.distributions.Bernoulli(logits=x) for x in (at, row))).sum()
 
         outputs = distribution_outputs(distribution)
         th.testing.assert_close(self.dense(distribution_fisher(distribution)), self.hessian_of_kl(divergence, outputs))
 
 
-def dense_hessian(function, params):
+def dense_hessian(function: Callable[..., Any], params: dict[str, th.Tensor]) -> th.Tensor:
     """Hessian of a scalar function of named tensors, by autograd, as one matrix."""
     names, sizes = list(params), [p.numel() for p in params.values()]
 
-    def of_vector(vector):
+    def of_vector(vector: th.Tensor) -> th.Tensor:
         pieces = [piece.view(params[name].shape) for name, piece in zip(names, vector.split(sizes), strict=True)]
         return function(dict(zip(names, pieces, strict=True)))
 
@@ -144,7 +150,7 @@ ACTIONS = {
 
 
 @pytest.mark.parametrize("name", ACTIONS)
-def test_the_policys_ggn_is_the_hessian_of_the_mean_kl_divergence(name):
+def test_the_policys_ggn_is_the_hessian_of_the_mean_kl_divergence(name: str) -> None:
     env, arguments = ACTIONS[name]
     model = collected(PPO, "MlpPolicy", env, **(TINY | arguments))
     in_float64(model)
@@ -152,7 +158,7 @@ def test_the_policys_ggn_is_the_hessian_of_the_mean_kl_divergence(name):
     problem = problem_of(model, samples, "policy")
     before = problem.output_fn(problem.params, samples).detach()
 
-    def mean_kl(params):
+    def mean_kl(params: dict[str, th.Tensor]) -> th.Tensor:
         now = problem.output_fn(params, samples)
         if name == "categorical":
             pair = (th.distributions.Categorical(logits=x) for x in (before, now))
@@ -169,7 +175,7 @@ def test_the_policys_ggn_is_the_hessian_of_the_mean_kl_divergence(name):
     assert np.all(np.abs(expected[: -len(nonzero)]) < 1e-7 * expected[-1])
 
 
-def test_the_values_ggn_is_that_of_the_mean_squared_error():
+def test_the_values_ggn_is_that_of_the_mean_squared_error() -> None:
     model = collected(PPO, "MlpPolicy", "Pendulum-v1", **TINY)
     in_float64(model)
     samples = rollout_samples(model.rollout_buffer, np.arange(12))
@@ -203,7 +209,7 @@ def test_the_values_ggn_is_that_of_the_mean_squared_error():
 
 
 @pytest.mark.parametrize("network", ["policy", "value", "joint"])
-def test_hessian_spectrum_of_an_agent(network):
+def test_hessian_spectrum_of_an_agent(network: str) -> None:
     model = collected(PPO, "MlpPolicy", "Pendulum-v1", ent_coef=0.01, policy_kwargs=dict(net_arch=[3]))
     in_float64(model)
     samples = rollout_samples(model.rollout_buffer)
@@ -219,13 +225,13 @@ def test_hessian_spectrum_of_an_agent(network):
 class TestLoss:
     """An objective's loss against what the algorithms log when they train on the rollout in one piece."""
 
-    def loss(self, model):
+    def loss(self, model: BaseAlgorithm) -> float:
         samples = rollout_samples(model.rollout_buffer)
         problem = problem_of(model, samples, "joint")
         return problem.loss_fn(problem.params, samples).item()
 
     @pytest.mark.parametrize("algorithm", [PPO, PPO_L2ER])
-    def test_ppo(self, algorithm):
+    def test_ppo(self, algorithm: type[PPO]) -> None:
         extra = dict(er_coef=0.0, l2_coef=0.0) if algorithm is PPO_L2ER else {}
         model = collected(
             algorithm, "MlpPolicy", "Pendulum-v1", batch_size=32, n_epochs=1, ent_coef=0.02, clip_range_vf=0.2, **extra
@@ -234,13 +240,13 @@ class TestLoss:
         model.train()
         assert model.logger.name_to_value["train/loss"] == pytest.approx(expected, rel=1e-5)
 
-    def test_maskable_ppo(self):
+    def test_maskable_ppo(self) -> None:
         model = collected(MaskablePPO, "MlpPolicy", MaskedEnv(spaces.Discrete(4)), batch_size=32, n_epochs=1)
         expected = self.loss(model)
         model.train()
         assert model.logger.name_to_value["train/loss"] == pytest.approx(expected, rel=1e-5)
 
-    def test_a2c(self):
+    def test_a2c(self) -> None:
         model = collected(A2C, "MlpPolicy", "Pendulum-v1", ent_coef=0.02, normalize_advantage=True)
         expected = self.loss(model)
         model.train()
@@ -248,14 +254,14 @@ class TestLoss:
         total = log["train/policy_loss"] + 0.02 * log["train/entropy_loss"] + model.vf_coef * log["train/value_loss"]
         assert total == pytest.approx(expected, rel=1e-5)
 
-    def test_trpo(self):
+    def test_trpo(self) -> None:
         model = collected(TRPO, "MlpPolicy", "Pendulum-v1", batch_size=32, n_critic_updates=1, learning_rate=0.0)
         expected = self.loss(model)
         model.train()
         # Standardised advantages have mean 0 and the ratio is 1 before the step: only the value's loss remains.
         assert model.logger.name_to_value["train/value_loss"] == pytest.approx(expected, rel=1e-4)
 
-    def test_unknown_algorithm(self):
+    def test_unknown_algorithm(self) -> None:
         class Other:
             pass
 
@@ -263,11 +269,11 @@ class TestLoss:
             objectives_of(Other())
 
 
-def image_env():
+def image_env() -> FakeImageEnv:
     return FakeImageEnv(screen_height=36, screen_width=36, n_channels=1)
 
 
-LSTM = dict(policy_kwargs=dict(net_arch=[4], lstm_hidden_size=5))
+LSTM: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[4], lstm_hidden_size=5))
 AGENTS = {
     "ppo_l2er": (PPO_L2ER, "MlpPolicy", "Pendulum-v1", TINY),
     "a2c": (A2C, "MlpPolicy", "CartPole-v1", TINY),
@@ -303,7 +309,7 @@ AGENTS = {
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_every_agent_poses_a_problem(name):
+def test_every_agent_poses_a_problem(name: str) -> None:
     """The GGN's trace is the sum over samples and outputs of squared gradients: autograd is the oracle."""
     algorithm, policy, env, arguments = AGENTS[name]
     model = collected(algorithm, policy, env() if callable(env) else env, **arguments)
@@ -344,7 +350,7 @@ def test_every_agent_poses_a_problem(name):
         assert id(parameter) == identity and th.equal(parameter, value) and parameter.grad is None
 
 
-def test_parameters_of_shared_and_separate_networks():
+def test_parameters_of_shared_and_separate_networks() -> None:
     separate = collected(PPO, "MlpPolicy", "Pendulum-v1", **TINY)
     names = {
         network: set(problem_of(separate, rollout_samples(separate.rollout_buffer), network).params)
@@ -360,7 +366,7 @@ def test_parameters_of_shared_and_separate_networks():
     assert common == {name for name, _ in shared.policy.named_parameters() if name.startswith("features_extractor.")}
 
 
-def test_kept_weights_start_their_update_anew():
+def test_kept_weights_start_their_update_anew() -> None:
     """Under weights kept aside, old values and log probabilities are those weights' own."""
     model = collected(PPO, "MlpPolicy", "Pendulum-v1", **TINY)
     kept = {name: value.clone() for name, value in model.policy.state_dict().items()}
@@ -375,7 +381,7 @@ def test_kept_weights_start_their_update_anew():
 
 
 class TestRows:
-    def test_order_is_the_flattened_buffers(self):
+    def test_order_is_the_flattened_buffers(self) -> None:
         buffer = collected(PPO, "MlpPolicy", "Pendulum-v1").rollout_buffer
         before = rollout_samples(buffer, np.array([3, 7, 31]))
         for _ in buffer.get(8):  # flattens in place
@@ -383,7 +389,7 @@ class TestRows:
         after = rollout_samples(buffer, np.array([3, 7, 31]))
         assert all(th.equal(x, y) for x, y in zip(before, after, strict=True))
 
-    def test_spread_rows(self):
+    def test_spread_rows(self) -> None:
         eligible = np.zeros((6, 2), dtype=bool)
         eligible[2:, 0] = eligible[:5, 1] = True  # rows 2-5 and 6-10
         assert spread_rows(eligible, 100).tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10]
@@ -392,7 +398,7 @@ class TestRows:
         assert spread_rows(eligible, 100, sequence_length=3).tolist() == [[3, 4, 5], [6, 7, 8]]
         assert spread_rows(~np.ones((6, 2), dtype=bool), 4).size == 0
 
-    def test_recurrent_sequences_start_from_their_own_state(self):
+    def test_recurrent_sequences_start_from_their_own_state(self) -> None:
         """Outputs of a window of a rollout equal those of the whole rollout, unrolled from its start."""
         model = collected(RecurrentPPO, "MlpLstmPolicy", "Pendulum-v1", **LSTM)
         buffer = model.rollout_buffer
@@ -404,7 +410,7 @@ class TestRows:
         )
         th.testing.assert_close(outputs, all_outputs[8:16], rtol=1e-5, atol=1e-6)
 
-    def test_joining_and_cutting_recurrent_batches(self):
+    def test_joining_and_cutting_recurrent_batches(self) -> None:
         model = collected(RecurrentPPO, "MlpLstmPolicy", "Pendulum-v1", **LSTM)
         rows = np.arange(32).reshape(4, 8)
         whole = rollout_samples(model.rollout_buffer, rows)

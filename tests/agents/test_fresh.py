@@ -9,7 +9,7 @@ from sb3_plasticity.agents.fresh import fresh_policy
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_has_fresh_policies(name):
+def test_every_algorithm_has_fresh_policies(name: str) -> None:
     model = make_agent(name)
     generators = th.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     own, fresh, again, other = model.policy, *(fresh_policy(model, seed) for seed in (5, 5, 6))

@@ -2,15 +2,22 @@
 
 import random
 import warnings
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from algorithms import ALGORITHMS, make_agent
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_plasticity import CurvatureCallback, PlasticityCallback, load_spectra
 from sb3_plasticity.agents import networks_of
+from sb3_plasticity.callbacks.progress import Measurement
 
 ON_POLICY = ("PPO", "PPO_L2ER", "A2C", "TRPO", "RecurrentPPO", "MaskablePPO")
 
@@ -18,31 +25,31 @@ ON_POLICY = ("PPO", "PPO_L2ER", "A2C", "TRPO", "RecurrentPPO", "MaskablePPO")
 class Tasks(gym.Wrapper):
     """An environment whose task changes every ``period`` steps."""
 
-    def __init__(self, env, period):
+    def __init__(self, env: Monitor, period: int) -> None:
         super().__init__(env)
         self.period, self.count = period, 0
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         *result, info = self.env.step(action)
         info |= dict(task_index=self.count // self.period, task_value=0.5 + self.count // self.period)
         self.count += 1
         return *result, info
 
 
-def agent_with_tasks(name, period=24):
+def agent_with_tasks(name: str, period: int = 24) -> BaseAlgorithm:
     few = dict(policy_kwargs=dict(n_quantiles=8)) if name in ("TQC", "QRDQN") else {}
     model = make_agent(name, **few)
     model.env.envs[0] = Tasks(model.env.envs[0], period)
     return model
 
 
-def learn(model, steps, callback):
+def learn(model: BaseAlgorithm, steps: int, callback: Any) -> BaseAlgorithm:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # nothing is left out
         return model.learn(steps, callback=callback)
 
 
-def everything(model):
+def everything(model: PPO) -> tuple[Any, ...]:
     entropy = getattr(model, "log_ent_coef", None)
     networks = networks_of(model).values()
     return (
@@ -55,7 +62,7 @@ def everything(model):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_training_is_bit_identical_and_every_network_is_measured(name, tmp_path):
+def test_training_is_bit_identical_and_every_network_is_measured(name: str, tmp_path: Path) -> None:
     rollout = 16 if name in ON_POLICY else 4 if name in ("DQN", "QRDQN") else 1
     every = ("task", 48 // rollout)
     curvature = CurvatureCallback(every=every, save_dir=tmp_path, n_samples=16, lanczos_steps=4)
@@ -85,16 +92,18 @@ def test_training_is_bit_identical_and_every_network_is_measured(name, tmp_path)
         assert measures[f"{network}/churn"] > 0
 
 
-def test_an_off_policy_start_is_of_the_first_transitions_under_the_weights_that_the_last_task_left(tmp_path):
+def test_an_off_policy_start_is_of_the_first_transitions_under_the_weights_that_the_last_task_left(
+    tmp_path: Path,
+) -> None:
     seen = {}
 
     class Spy(CurvatureCallback):
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             if self.num_timesteps == 25:
                 seen["state"] = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
             super()._on_rollout_end()
 
-        def _measure(self, measurement):
+        def _measure(self, measurement: Measurement) -> None:
             if (measurement.phase, measurement.task[0]) == ("start", 1):
                 seen["measurement"], seen["at"] = measurement, self.num_timesteps
                 seen["samples"] = self._source.read(measurement.parts)
@@ -107,11 +116,11 @@ def test_an_off_policy_start_is_of_the_first_transitions_under_the_weights_that_
     assert th.equal(seen["samples"].observations, expected)
 
 
-def test_the_end_of_an_off_policy_task_is_of_its_last_transitions(tmp_path):
+def test_the_end_of_an_off_policy_task_is_of_its_last_transitions(tmp_path: Path) -> None:
     seen = {}
 
     class Spy(CurvatureCallback):
-        def _measure(self, measurement):
+        def _measure(self, measurement: Measurement) -> None:
             if measurement.phase == "end":
                 seen[measurement.step] = self._source.read(measurement.parts).observations
             super()._measure(measurement)
@@ -121,29 +130,29 @@ def test_the_end_of_an_off_policy_task_is_of_its_last_transitions(tmp_path):
     assert th.equal(seen[25], th.as_tensor(model.replay_buffer.observations[18:24, 0]))
 
 
-def test_more_samples_than_a_replay_buffer_holds():
+def test_more_samples_than_a_replay_buffer_holds() -> None:
     for callback in (CurvatureCallback(n_samples=500), PlasticityCallback(n_samples=500)):
         with pytest.raises(ValueError, match="`n_samples` must be at most the 200 of the replay buffer, got 500"):
             make_agent("DQN").learn(1, callback=callback)
 
 
-def test_short_rollouts_are_gathered(tmp_path):
+def test_short_rollouts_are_gathered(tmp_path: Path) -> None:
     """A2C with 5 steps a rollout: periodic measurements on the last 16 transitions."""
     seen = []
 
     class Spy(CurvatureCallback):
-        def _measure(self, measurement):
+        def _measure(self, measurement: Measurement) -> None:
             seen.append((measurement.step, self._source.read(measurement.parts).observations))
             super()._measure(measurement)
 
     observed = []
 
     class Log(PlasticityCallback):
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             observed.append(self.model.rollout_buffer.observations[:, 0].copy())
             super()._on_rollout_end()
 
-        def _measure(self, samples):
+        def _measure(self, samples: RolloutBufferSamples) -> None:
             seen.append(("plasticity", self.num_timesteps, samples.observations))
             super()._measure(samples)
 

@@ -14,7 +14,7 @@ ON_POLICY = ("PPO", "PPO_L2ER", "A2C", "TRPO", "MaskablePPO")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_names_its_networks(name):
+def test_every_algorithm_names_its_networks(name: str) -> None:
     model = make_agent(name)
     networks = networks_of(model)
     n_critics = {"SAC": 2, "TD3": 2, "DDPG": 1, "TQC": 2, "CrossQ": 2}.get(name)
@@ -39,7 +39,7 @@ def test_every_algorithm_names_its_networks(name):
 
 
 @pytest.mark.parametrize("name", ON_POLICY)
-def test_actor_critics_have_a_policy_and_a_value_network(name):
+def test_actor_critics_have_a_policy_and_a_value_network(name: str) -> None:
     networks = networks_of(make_agent(name))
     assert networks["policy"].layers == (
         "mlp_extractor.policy_net.0",
@@ -51,7 +51,7 @@ def test_actor_critics_have_a_policy_and_a_value_network(name):
     assert not networks["value"].exploration
 
 
-def test_the_layers_of_actors_critics_and_q_networks():
+def test_the_layers_of_actors_critics_and_q_networks() -> None:
     sac = networks_of(make_agent("SAC"))
     assert sac["actor"].layers == ("actor.latent_pi.0", "actor.latent_pi.2", "actor.mu", "actor.log_std")
     assert sac["actor"].exploration == {"actor.log_std.weight", "actor.log_std.bias"}
@@ -62,7 +62,7 @@ def test_the_layers_of_actors_critics_and_q_networks():
     assert networks_of(make_agent("DQN"))["q"].layers == ("q_net.q_net.0", "q_net.q_net.2", "q_net.q_net.4")
 
 
-def test_a_shared_extractor_is_in_both_networks_of_an_actor_critic_and_in_the_actor_alone_off_policy():
+def test_a_shared_extractor_is_in_both_networks_of_an_actor_critic_and_in_the_actor_alone_off_policy() -> None:
     shared = {"features_extractor.cnn.0.weight", "features_extractor.linear.0.bias"}
     kwargs = dict(features_extractor_kwargs=dict(features_dim=8))
     ppo = networks_of(make_agent("PPO", IMAGE, policy_kwargs=kwargs))
@@ -75,7 +75,7 @@ def test_a_shared_extractor_is_in_both_networks_of_an_actor_critic_and_in_the_ac
     assert sac["critic_0"].layers == ("critic.qf0.0", "critic.qf0.2", "critic.qf0.4")
 
 
-def test_a_recurrent_network_counts_its_lstm():
+def test_a_recurrent_network_counts_its_lstm() -> None:
     networks = networks_of(make_agent("RecurrentPPO"))
     assert networks["policy"].layers[0] == "lstm_actor"
     assert networks["value"].layers[0] == "lstm_critic"
@@ -83,7 +83,7 @@ def test_a_recurrent_network_counts_its_lstm():
     assert "lstm_actor" not in shared["value"].layers  # the value loss does not reach it
 
 
-def test_dict_observations_and_state_dependent_exploration():
+def test_dict_observations_and_state_dependent_exploration() -> None:
     space = spaces.Dict(vector=VECTOR, number=spaces.Box(-1, 1, (1,)))
     for name in ("PPO", "SAC", "DQN", "RecurrentPPO"):
         assert len(networks_of(make_agent(name, space))) >= 1
@@ -92,7 +92,7 @@ def test_dict_observations_and_state_dependent_exploration():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_hidden_activations_count_once(shared):
+def test_hidden_activations_count_once(shared: bool) -> None:
     kwargs = dict(share_features_extractor=shared, features_extractor_kwargs=dict(features_dim=8))
     convolutions = ("features_extractor.cnn.2", "features_extractor.cnn.4", "features_extractor.linear.0")
     for arch, places in (([8, 8], (0, 2)), ([], ())):
@@ -113,14 +113,14 @@ def test_hidden_activations_count_once(shared):
     assert "critic.qf1.0" not in apart["critic_1"].features
 
 
-def test_frozen_parameters_belong_to_nobody():
+def test_frozen_parameters_belong_to_nobody() -> None:
     model = make_agent("PPO")
     model.policy.mlp_extractor.policy_net[0].weight.requires_grad_(False)
     assert "mlp_extractor.policy_net.0.weight" not in networks_of(model)["policy"].parameters
 
 
 @pytest.mark.parametrize("name", ["PPO", "SAC", "CrossQ"])
-def test_naming_networks_leaves_no_trace(name):
+def test_naming_networks_leaves_no_trace(name: str) -> None:
     model = make_agent(name)
     model.learn(40)
     before = copy.deepcopy(model.policy.state_dict())
@@ -134,7 +134,7 @@ def test_naming_networks_leaves_no_trace(name):
     assert not any(module._forward_pre_hooks for module in model.policy.modules())
 
 
-def test_a_stranger_registers_an_algorithm():
+def test_a_stranger_registers_an_algorithm() -> None:
     class Mine:
         pass
 
@@ -145,7 +145,7 @@ def test_a_stranger_registers_an_algorithm():
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_hidden_layers_and_outputs_of_every_algorithm(name):
+def test_hidden_layers_and_outputs_of_every_algorithm(name: str) -> None:
     for network in networks_of(make_agent(name)).values():
         assert not network.unclear
         hidden = [layer for layer in network.layers if "lstm" not in layer and layer not in network.outputs]
@@ -156,7 +156,7 @@ def test_hidden_layers_and_outputs_of_every_algorithm(name):
             assert {name for consumer in units.consumers for name in [consumer.layer]} <= set(network.layers)
 
 
-def test_a_shared_extractor_is_read_by_actor_and_critics():
+def test_a_shared_extractor_is_read_by_actor_and_critics() -> None:
     kwargs = dict(features_extractor_kwargs=dict(features_dim=8), share_features_extractor=True)
     for name, readers in (("SAC", {"actor.latent_pi.0"}), ("TD3", {"actor.mu.0"})):
         units = networks_of(make_agent(name, IMAGE, policy_kwargs=kwargs))["actor"].units
@@ -164,6 +164,6 @@ def test_a_shared_extractor_is_read_by_actor_and_critics():
         assert {consumer.layer for consumer in extractor.consumers} == readers | {"critic.qf0.0", "critic.qf1.0"}
 
 
-def test_state_dependent_exploration_keeps_units_clear():
+def test_state_dependent_exploration_keeps_units_clear() -> None:
     for name in ("PPO", "SAC"):
         assert all(not network.unclear for network in networks_of(make_agent(name, use_sde=True)).values())

@@ -1,11 +1,14 @@
 """Off-policy objectives against the algorithms' own logs, dense Hessians in float64 and a Monte Carlo Fisher."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from algorithms import make_agent
 from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
@@ -16,24 +19,24 @@ from sb3_plasticity import ggn_spectrum, hessian_spectrum
 from sb3_plasticity.agents import networks_of, objectives_of, source_of
 from sb3_plasticity.agents.distributions import distribution_fisher
 from sb3_plasticity.agents.problems import curvature_problem
-from sb3_plasticity.agents.samples import replay_samples
+from sb3_plasticity.agents.samples import ReplaySamples, replay_samples
 
 OFF_POLICY = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", "DQN", "QRDQN")
 
 
-def trained(name, steps=40, **arguments):
+def trained(name: str, steps: int = 40, **arguments: Any) -> SAC:
     model = make_agent(name, **arguments)
     model.learn(steps)
     return model
 
 
-def samples_of(model, count=16):
+def samples_of(model: BaseAlgorithm, count: int = 16) -> ReplaySamples:
     source = source_of(model)
     return source.read([source.latest(count)])
 
 
 @pytest.mark.parametrize("name", OFF_POLICY)
-def test_the_loss_is_the_one_that_an_update_logs(name):
+def test_the_loss_is_the_one_that_an_update_logs(name: str) -> None:
     """One update at learning rate 0 on the same transitions with the same noise."""
     plain = dict(policy_kwargs=dict(batch_norm=False, net_arch=[8, 8])) if name == "CrossQ" else {}
     model = trained(name, **plain)
@@ -68,7 +71,7 @@ def test_the_loss_is_the_one_that_an_update_logs(name):
 
 
 @pytest.mark.parametrize("name", OFF_POLICY)
-def test_objectives_and_networks_have_the_same_names_and_parameters(name):
+def test_objectives_and_networks_have_the_same_names_and_parameters(name: str) -> None:
     model = trained(name)
     samples = samples_of(model)
     networks, objectives = networks_of(model), objectives_of(model)
@@ -78,7 +81,7 @@ def test_objectives_and_networks_have_the_same_names_and_parameters(name):
         assert set(problem.params) == set(networks[network].parameters)
 
 
-def in_float64(model):
+def in_float64(model: SAC) -> None:
     """SB3 casts observations to float32; the features go on in float64."""
     model.policy.double()
     for part in model.policy.modules():
@@ -86,21 +89,21 @@ def in_float64(model):
             part.register_forward_hook(lambda _module, _inputs, features: features.double())
 
 
-def flat(params):
+def flat(params: dict[str, th.Tensor]) -> th.Tensor:
     return th.cat([value.reshape(-1) for value in params.values()])
 
 
-def unflat(vector, params):
+def unflat(vector: th.Tensor, params: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
     pieces = vector.split([value.numel() for value in params.values()])
     return {name: piece.view(params[name].shape) for name, piece in zip(params, pieces, strict=True)}
 
 
-def double(samples):
+def double(samples: ReplaySamples) -> ReplaySamples:
     return type(samples)(*(value.double() if value.is_floating_point() else value for value in samples))
 
 
 @pytest.mark.parametrize("name, network", [("SAC", "actor"), ("SAC", "critic_1"), ("TD3", "actor"), ("DQN", "q")])
-def test_the_hessian_against_a_dense_one(name, network):
+def test_the_hessian_against_a_dense_one(name: str, network: str) -> None:
     model = trained(name, policy_kwargs=dict(net_arch=[4], activation_fn=th.nn.Tanh))
     in_float64(model)
     problem = curvature_problem(model.policy, objectives_of(model)[network], double(samples_of(model)))
@@ -124,7 +127,7 @@ CRITICS = {
 
 
 @pytest.mark.parametrize("name", CRITICS)
-def test_a_critics_ggn_against_a_dense_one(name):
+def test_a_critics_ggn_against_a_dense_one(name: str) -> None:
     model = trained(name, policy_kwargs=dict(net_arch=[4], activation_fn=th.nn.Tanh))
     in_float64(model)
     network, loss = CRITICS[name]
@@ -134,7 +137,7 @@ def test_a_critics_ggn_against_a_dense_one(name):
     targets = problem.samples.targets[:, 0]
     assert targets.grad_fn is None  # held fixed
 
-    def outputs(vector):
+    def outputs(vector: th.Tensor) -> th.Tensor:
         return problem.output_fn(unflat(vector, problem.params), problem.samples)[:, 0]
 
     values = outputs(flat(problem.params))
@@ -152,14 +155,14 @@ def test_a_critics_ggn_against_a_dense_one(name):
 
 
 @pytest.mark.parametrize("use_sde", [False, True])
-def test_the_ggn_of_a_squashed_actor_against_the_dense_fisher(use_sde):
+def test_the_ggn_of_a_squashed_actor_against_the_dense_fisher(use_sde: bool) -> None:
     """Half the Hessian of the symmetrised KL divergence of the *squashed* actions is that of the Gaussians."""
     model = trained("SAC", policy_kwargs=dict(net_arch=[4], activation_fn=th.nn.Tanh), use_sde=use_sde)
     in_float64(model)
     problem = curvature_problem(model.policy, objectives_of(model)["actor"], double(samples_of(model, 12)))
     before = problem.output_fn(problem.params, problem.samples).detach()
 
-    def mean_kl(vector):
+    def mean_kl(vector: th.Tensor) -> th.Tensor:
         after = problem.output_fn(unflat(vector, problem.params), problem.samples)
         old, new = (th.distributions.Normal(x[:, :2], x[:, 2:].exp()) for x in (before, after))
         squash = th.distributions.TanhTransform(cache_size=1)
@@ -172,7 +175,7 @@ def test_the_ggn_of_a_squashed_actor_against_the_dense_fisher(use_sde):
     np.testing.assert_allclose(np.sort(spectrum.nodes[spectrum.nodes > 1e-6 * expected[-1]]), large, rtol=1e-5)
 
 
-def test_the_fisher_of_a_squashed_gaussian_is_the_mean_square_of_its_scores():
+def test_the_fisher_of_a_squashed_gaussian_is_the_mean_square_of_its_scores() -> None:
     """Monte Carlo, through SB3's own log probabilities of squashed actions."""
     generator = th.Generator().manual_seed(0)
     mean = th.tensor([[0.3, -0.8]], dtype=th.float64)
@@ -196,26 +199,28 @@ class TestReplaySamples:
         observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
         action_space = gym.spaces.Discrete(2)
 
-        def __init__(self, start=0.0):
+        def __init__(self, start: float = 0.0) -> None:
             self.start = start
 
-        def reset(self, seed=None, options=None):
+        def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
             super().reset(seed=seed)
             self.count = self.start
             return np.array([self.count], np.float32), {}
 
-        def step(self, action):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
             self.count += 1.0
             return np.array([self.count], np.float32), self.count, False, self.count % 10 == 0, {}
 
-    def model(self, envs=2, **arguments):
+    def model(self, envs: int = 2, **arguments: Any) -> DQN:
         env = make_vec_env(lambda: self.Counting(), n_envs=envs)
         for index in range(envs):
             env.envs[index].unwrapped.start = 100.0 * index
-        settings = dict(buffer_size=60, learning_starts=1000, train_freq=1, seed=0, policy_kwargs=dict(net_arch=[4]))
+        settings: dict[str, Any] = dict(
+            buffer_size=60, learning_starts=1000, train_freq=1, seed=0, policy_kwargs=dict(net_arch=[4])
+        )
         return DQN("MlpPolicy", env, **(settings | arguments))
 
-    def test_the_latest_in_order_without_drawing(self):
+    def test_the_latest_in_order_without_drawing(self) -> None:
         model = self.model()
         model.learn(48)
         states = np.random.get_state()[1].copy(), th.get_rng_state()  # noqa: NPY002
@@ -228,7 +233,7 @@ class TestReplaySamples:
         assert samples.next_observations[:, 0].tolist() == samples.rewards[:, 0].tolist()
         assert samples.discounts.unique().tolist() == [pytest.approx(0.99)]
 
-    def test_around_the_end_of_the_buffer(self):
+    def test_around_the_end_of_the_buffer(self) -> None:
         model = self.model()
         source = source_of(model)
         for _ in range(3):
@@ -242,7 +247,7 @@ class TestReplaySamples:
         with pytest.raises(ValueError, match=r"replay buffer \(buffer_size=60\) no longer holds"):
             source.read([rows - [40, 0]])
 
-    def test_n_step_returns_are_the_buffers_own(self):
+    def test_n_step_returns_are_the_buffers_own(self) -> None:
         model = self.model(
             envs=1, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=3, gamma=0.5)
         )
@@ -253,7 +258,7 @@ class TestReplaySamples:
         assert samples.next_observations[:, 0].tolist() == [3, 10]
         assert not model.replay_buffer.timeouts[26, 0]  # which the buffer sets for a moment
 
-    def test_normalised_as_for_an_update(self):
+    def test_normalised_as_for_an_update(self) -> None:
         env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=0))
         model = SAC("MlpPolicy", env, learning_starts=1000, policy_kwargs=dict(net_arch=[4]), seed=0, buffer_size=100)
         model.learn(40)

@@ -1,6 +1,9 @@
 """CurvatureCallback: when it measures, on what, what it leaves, and that training never notices."""
 
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch as th
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.logger import configure
@@ -20,29 +24,36 @@ from sb3_plasticity.agents.problems import curvature_problem
 from sb3_plasticity.callbacks.progress import Measurement
 from sb3_plasticity.curvature import loggable
 
-SMALL = dict(n_steps=64, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
+SMALL: dict[str, Any] = dict(n_steps=64, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
 
 
 class Tasks(gym.Wrapper):
     """Pendulum, or another environment, whose task changes every ``period`` steps."""
 
-    def __init__(self, period=96, env="Pendulum-v1"):
+    def __init__(self, period: int = 96, env: str = "Pendulum-v1") -> None:
         super().__init__(gym.make(env) if isinstance(env, str) else env)
         self.period, self.count = period, 0
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         *result, info = self.env.step(action)
         info |= dict(task_index=self.count // self.period, task_value=0.5 + self.count // self.period)
         self.count += 1
         return *result, info
 
 
-def learn(callback, steps, algorithm=PPO, env=None, policy="MlpPolicy", **arguments):
+def learn(
+    callback: Any,
+    steps: int,
+    algorithm: type[BaseAlgorithm] = PPO,
+    env: Any = None,
+    policy: str = "MlpPolicy",
+    **arguments: Any,
+) -> BaseAlgorithm:
     model = algorithm(policy, env if env is not None else Tasks(), **(SMALL | arguments))
     return model.learn(steps, callback=callback)
 
 
-def curvature(tmp_path, **arguments):
+def curvature(tmp_path: Path, **arguments: Any) -> CurvatureCallback:
     return CurvatureCallback(**(dict(save_dir=tmp_path, n_samples=16, lanczos_steps=5, kinds=("ggn",)) | arguments))
 
 
@@ -68,7 +79,13 @@ LSTM = dict(policy_kwargs=dict(net_arch=[4], lstm_hidden_size=5))
     ],
     ids=["ppo", "ppo_l2er", "gsde", "a2c", "trpo", "recurrent", "cnn"],
 )
-def test_training_is_bit_identical_with_and_without(tmp_path, algorithm, env, policy, arguments):
+def test_training_is_bit_identical_with_and_without(
+    tmp_path: Path,
+    algorithm: type[BaseAlgorithm],
+    env: type[Tasks] | Callable[..., Any],
+    policy: str,
+    arguments: dict[str, Any],
+) -> None:
     callback = curvature(tmp_path, every=("task", 2), kinds=("ggn", "hessian"))
     results = []
     for used in (None, callback):
@@ -88,7 +105,7 @@ def test_training_is_bit_identical_with_and_without(tmp_path, algorithm, env, po
     assert len(load_spectra(tmp_path)) == 2 * 2 * (3 + 2 + 2)  # starts 0-2, ends 0-1, and rollouts 2 and 4
 
 
-def test_measures_at_the_first_rollout_of_each_task(tmp_path):
+def test_measures_at_the_first_rollout_of_each_task(tmp_path: Path) -> None:
     # Rollouts end at 64, 128, 192, 256; tasks change at 96 and 192.
     learn(curvature(tmp_path), 256)
     table = load_spectra(tmp_path)
@@ -110,12 +127,12 @@ def test_measures_at_the_first_rollout_of_each_task(tmp_path):
     assert share == {(0, "start"): 1.0, (0, "end"): 0.5, (1, "start"): 0.5, (1, "end"): 0.0, (2, "start"): 1.0}
 
 
-def test_the_spectra_are_of_the_old_weights_on_the_new_tasks_transitions(tmp_path):
+def test_the_spectra_are_of_the_old_weights_on_the_new_tasks_transitions(tmp_path: Path) -> None:
     """Repeat a measurement by hand: the weights before the update, rows of the new task only."""
     seen = {}
 
     class Spy(CurvatureCallback):
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             buffer = self.model.rollout_buffer
             if self.num_timesteps == 128:
                 seen["state"] = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
@@ -127,7 +144,7 @@ def test_the_spectra_are_of_the_old_weights_on_the_new_tasks_transitions(tmp_pat
     observations = th.as_tensor(seen["observations"])
     params = {name: value for name, value in model.policy.named_parameters() if "value" in name}
 
-    def values(params, observations):
+    def values(params: dict[str, th.Tensor], observations: th.Tensor) -> th.Tensor:
         hidden = th.tanh(
             observations @ params["mlp_extractor.value_net.0.weight"].T + params["mlp_extractor.value_net.0.bias"]
         )
@@ -141,17 +158,17 @@ def test_the_spectra_are_of_the_old_weights_on_the_new_tasks_transitions(tmp_pat
     assert actual.largest == pytest.approx(float(expected.largest), rel=1e-4)
 
 
-def test_too_few_transitions_wait_for_more_with_their_weights(tmp_path):
+def test_too_few_transitions_wait_for_more_with_their_weights(tmp_path: Path) -> None:
     """Task 1 starts 4 transitions before the rollout ends: its weights wait for 12 more."""
     kept = {}
 
     class Spy(CurvatureCallback):
-        def _measure(self, measurement):
+        def _measure(self, measurement: Measurement) -> None:
             if (measurement.task[0], measurement.phase) == (1, "start"):
                 kept["measurement"], kept["at"] = measurement, self.num_timesteps
             super()._measure(measurement)
 
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             if self.num_timesteps == 64:
                 kept["state"] = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
             super()._on_rollout_end()
@@ -171,13 +188,13 @@ def test_too_few_transitions_wait_for_more_with_their_weights(tmp_path):
     assert row.spectrum.trace == pytest.approx(float(expected.trace), rel=1e-5)
 
 
-def test_every_number_of_rollouts(tmp_path):
+def test_every_number_of_rollouts(tmp_path: Path) -> None:
     learn(curvature(tmp_path, every=2), 320, env="Pendulum-v1")
     table = load_spectra(tmp_path)
     assert sorted(set(table.step)) == [128, 256] and set(table.phase) == {"periodic"}
 
 
-def test_several_environments_and_their_rows(tmp_path):
+def test_several_environments_and_their_rows(tmp_path: Path) -> None:
     learn(curvature(tmp_path), 512, env=make_vec_env(lambda: Tasks(48), n_envs=2), n_steps=32)
     table = load_spectra(tmp_path)
     # Each of two environments changes its task every 48 of its own steps, 96 in all; rollouts hold 64.
@@ -186,15 +203,15 @@ def test_several_environments_and_their_rows(tmp_path):
     assert dict(zip(starts.task_index, starts.step, strict=True)) == first_rollout
 
 
-def test_an_environment_without_tasks_is_one_task(tmp_path):
+def test_an_environment_without_tasks_is_one_task(tmp_path: Path) -> None:
     learn(curvature(tmp_path), 192, env="Pendulum-v1")
     table = load_spectra(tmp_path)
     assert set(table.step) == {64} and set(table.phase) == {"start"}
 
 
-def test_maskable_ppo_and_joint_and_kfac(tmp_path):
+def test_maskable_ppo_and_joint_and_kfac(tmp_path: Path) -> None:
     class Masked(Tasks):
-        def action_masks(self):
+        def action_masks(self) -> np.ndarray:
             return np.array([True, self.count % 2 == 0])
 
     callback = curvature(tmp_path, networks=("policy", "value", "joint"), kinds=("ggn", "hessian", "kfac"))
@@ -205,7 +222,7 @@ def test_maskable_ppo_and_joint_and_kfac(tmp_path):
     }
 
 
-def test_a_resumed_run_does_not_take_its_first_rollout_for_a_start(tmp_path):
+def test_a_resumed_run_does_not_take_its_first_rollout_for_a_start(tmp_path: Path) -> None:
     env = Tasks(96)
     model = learn(None, 64, env=env)
     model.learn(192, callback=curvature(tmp_path), reset_num_timesteps=False)
@@ -218,20 +235,20 @@ def test_a_resumed_run_does_not_take_its_first_rollout_for_a_start(tmp_path):
     }
 
 
-def test_nothing_is_overwritten(tmp_path):
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
     for _ in range(2):
         learn(curvature(tmp_path), 64)
     assert len(list(tmp_path.glob("*.npz"))) == 4
     assert (tmp_path / "0000000064_task0_start_policy_ggn_2.npz").exists()
 
 
-def test_default_folder_is_the_runs(tmp_path):
+def test_default_folder_is_the_runs(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", Tasks(), tensorboard_log=str(tmp_path), **SMALL)
     model.learn(64, callback=CurvatureCallback(n_samples=16, lanczos_steps=5))
     assert len(load_spectra(tmp_path / "PPO_1" / "curvature")) == 4
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", Tasks(), tensorboard_log=str(tmp_path), **SMALL)
     model.learn(256, callback=CurvatureCallback(n_samples=16, lanczos_steps=5), log_interval=10)
     events = EventAccumulator(str(tmp_path / "PPO_1"), size_guidance={"images": 0, "histograms": 0})
@@ -264,7 +281,7 @@ def test_tensorboard(tmp_path):
 
 
 @pytest.mark.parametrize("kinds", [("ggn", "hessian"), ("hessian", "kfac")])
-def test_a_chart_has_at_most_six_series(tmp_path, kinds):
+def test_a_chart_has_at_most_six_series(tmp_path: Path, kinds: tuple[str, str]) -> None:
     epsilon = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     model = PPO("MlpPolicy", Tasks(), tensorboard_log=str(tmp_path), **SMALL)
     model.learn(256, callback=CurvatureCallback(n_samples=16, lanczos_steps=5, kinds=kinds, epsilon=epsilon))
@@ -282,7 +299,7 @@ def test_a_chart_has_at_most_six_series(tmp_path, kinds):
     assert {tag.split("/")[1] for tag in drawn["Overview"]} == {"policy", "value"}
 
 
-def test_csv_log_holds_the_measures(tmp_path):
+def test_csv_log_holds_the_measures(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", Tasks(), **SMALL)
     model.set_logger(configure(str(tmp_path), ["csv", "stdout"]))
     model.learn(128, callback=CurvatureCallback(n_samples=16, lanczos_steps=5))
@@ -291,18 +308,18 @@ def test_csv_log_holds_the_measures(tmp_path):
 
 
 class TestTimeBudget:
-    def test_leaves_out_and_postpones(self, tmp_path, monkeypatch):
+    def test_leaves_out_and_postpones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A clock by hand: 1 s a rollout, 10 s a measurement, half of the time allowed."""
         now = [0.0]
         monkeypatch.setattr("sb3_plasticity.callbacks.curvature.time.monotonic", lambda: now[0])
         measured = []
 
         class Timed(CurvatureCallback):
-            def _on_rollout_end(self):
+            def _on_rollout_end(self) -> None:
                 now[0] += 1.0
                 super()._on_rollout_end()
 
-            def _measure(self, measurement):
+            def _measure(self, measurement: Measurement) -> None:
                 now[0] += 10.0
                 measured.append((self.num_timesteps, measurement.phase, measurement.step, now[0]))
 
@@ -311,17 +328,17 @@ class TestTimeBudget:
         # The first is free (nobody knows what it will cost). The second begins at 30 s: 20 of 40 s are half.
         assert [time for *_, time in measured] == [11.0, 40.0]
 
-    def test_a_tasks_start_waits_with_its_weights(self, tmp_path, monkeypatch):
+    def test_a_tasks_start_waits_with_its_weights(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [0.0]
         monkeypatch.setattr("sb3_plasticity.callbacks.curvature.time.monotonic", lambda: now[0])
         measured = []
 
         class Timed(CurvatureCallback):
-            def _on_rollout_end(self):
+            def _on_rollout_end(self) -> None:
                 now[0] += 1.0
                 super()._on_rollout_end()
 
-            def _measure(self, measurement):
+            def _measure(self, measurement: Measurement) -> None:
                 now[0] += 2.0
                 measured.append(
                     (self.num_timesteps // 64, measurement.phase, measurement.step // 64, measurement.state is None)
@@ -349,19 +366,19 @@ class TestTimeBudget:
         (dict(time_budget=0), r"`time_budget` must be a finite number > 0 and <= 1, got 0"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CurvatureCallback(**arguments)
 
 
-def test_a_network_that_the_algorithm_does_not_have():
+def test_a_network_that_the_algorithm_does_not_have() -> None:
     with pytest.raises(ValueError, match="`networks` must be one of 'policy', 'value', 'joint', got 'actor'"):
         learn(CurvatureCallback(networks=("actor",)), 64)
 
 
-def test_nan_names_the_step_and_the_term(tmp_path):
+def test_nan_names_the_step_and_the_term(tmp_path: Path) -> None:
     class Poison(CurvatureCallback):
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             self.model.rollout_buffer.returns[:] = np.nan
             super()._on_rollout_end()
 
@@ -371,35 +388,35 @@ def test_nan_names_the_step_and_the_term(tmp_path):
         learn(Poison(save_dir=tmp_path, n_samples=16, networks=("value",), kinds=("hessian",)), 64)
 
 
-def test_files_are_plain_spectra(tmp_path):
+def test_files_are_plain_spectra(tmp_path: Path) -> None:
     learn(curvature(tmp_path), 64)
     spectrum = Spectrum.load(tmp_path / "0000000064_task0_start_policy_ggn.npz")
     assert spectrum.info["algorithm"] == "PPO" and spectrum.info["seconds"] >= 0
     assert spectrum.info["task_value"] == 0.5
 
 
-def test_observations_that_overflow_are_left_out_with_a_warning(tmp_path):
+def test_observations_that_overflow_are_left_out_with_a_warning(tmp_path: Path) -> None:
     """Finite observations and weights, infinite squares: whether training goes on is not the callback's to say."""
 
     class Huge(gym.ObservationWrapper):
-        def observation(self, observation):
+        def observation(self, observation: np.ndarray) -> np.ndarray:
             return observation * np.float32(1e30)
 
     env = Huge(gym.make("Pendulum-v1"))
     env.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,))
-    kwargs = dict(policy_kwargs=dict(net_arch=[8], activation_fn=th.nn.ReLU), n_epochs=1)
+    kwargs: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[8], activation_fn=th.nn.ReLU), n_epochs=1)
     callback = curvature(tmp_path, networks=("policy",), kinds=("ggn", "kfac"), n_samples=4)
     with pytest.warns(UserWarning, match="leaves out its measurement at 64 timesteps, ggn of policy"):
         learn(callback, 64, env=env, **kwargs)
     assert not list(tmp_path.glob("*ggn.npz"))
 
 
-def test_one_threshold_or_several():
+def test_one_threshold_or_several() -> None:
     assert CurvatureCallback(epsilon=0.1).epsilon == (0.1,)
     assert CurvatureCallback(epsilon=[0.1, 1.0]).epsilon == (0.1, 1.0)
 
 
-def test_the_ceiling_of_a_rank_is_logged(tmp_path):
+def test_the_ceiling_of_a_rank_is_logged(tmp_path: Path) -> None:
     """16 transitions with one value each, of a network of 41 parameters; the policy's 16 x 2 outputs of 41 too."""
     model = PPO("MlpPolicy", Tasks(), tensorboard_log=str(tmp_path), **SMALL)
     model.learn(64, callback=CurvatureCallback(n_samples=16, kinds=("ggn", "entk", "hessian"), lanczos_steps=4))

@@ -1,6 +1,7 @@
 """Each metric's value by hand, and the list that they make."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +31,11 @@ from sb3_plasticity.callbacks.metrics import (
 )
 
 
-def value(name, view):
+def value(name: str, view: Any) -> th.Tensor | float:
     return METRICS[name].function(view)
 
 
-def test_units():
+def test_units() -> None:
     features = th.tensor([[0.0, 1.0, -0.995], [0.0, 3.0, -0.999]])
     relu, tanh, lstm = (LayerUnits(features, name, name == "") for name in ("relu", "tanh", ""))
     assert value("dead_units", relu).tolist() == [True, False, False]
@@ -44,7 +45,7 @@ def test_units():
     np.testing.assert_allclose(value("activation_spread", relu), [0, 1, 0.002], atol=1e-7)
 
 
-def test_parameters():
+def test_parameters() -> None:
     now = {"weight": th.tensor([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]]), "bias": th.tensor([0.0, 0.0, 12.0])}
     before = {name: th.zeros_like(tensor) for name, tensor in now.items()}
     layer = LayerParameters(now, {"start": before})
@@ -57,7 +58,7 @@ def test_parameters():
     assert value("weight_cosine", LayerParameters({"log_std": th.zeros(3)}, {})) is None
 
 
-def test_gradients():
+def test_gradients() -> None:
     values = {"weight": th.tensor([[3.0, -3.0], [0.01, 0.01], [0.0, 6.0]]), "bias": th.ones(3)}
     assert value("gradient_norm", LayerGradients(values, False)) == pytest.approx(math.sqrt(18 + 2e-4 + 36 + 3))
     # Mean magnitudes 3, .01 and 3, so scores 1.497, .005 and 1.497 against tau = .01.
@@ -65,7 +66,7 @@ def test_gradients():
     assert value("inactive_gradients", LayerGradients(values, False)) is None
 
 
-def test_outputs():
+def test_outputs() -> None:
     mean, log_std = th.tensor([[0.0, 1.0]]), th.tensor([0.0, math.log(3.0)])
     entropy = math.log(2 * math.pi * math.e) + math.log(3.0)
     for kind in (DiagGaussianDistribution, SquashedDiagGaussianDistribution):
@@ -76,7 +77,7 @@ def test_outputs():
     assert value("std", Outputs(mean, choice)) is None and value("entropy", Outputs(mean, None)) is None
 
 
-def test_updates():
+def test_updates() -> None:
     before, after = {"w": th.tensor([3.0, 4.0])}, {"w": th.tensor([3.0, 4.5])}
     outputs = th.zeros(2, 2), th.tensor([[1.0, -1.0], [0.0, 2.0]])
     update = Update(before, after, *outputs, n_steps=5)
@@ -86,30 +87,30 @@ def test_updates():
 
 
 class TestRefit:
-    def problem(self, optimizer=th.optim.SGD, scale=1.0, **settings):
+    def problem(self, optimizer: Any = th.optim.SGD, scale: float = 1.0, **settings: Any) -> Problem:
         """A linear model of as many features as samples, which can fit anything."""
         inputs = scale * th.eye(4, dtype=th.float64)
         params = {"w": th.full((4, 1), 7.0, dtype=th.float64)}
         return Problem(params, lambda p, x: x @ p["w"], inputs, optimizer(list(params.values()), **settings))
 
-    def test_gradient_descent_by_hand(self):
+    def test_gradient_descent_by_hand(self) -> None:
         """With x = I the error of each sample shrinks by 1 - 2 lr / N a step; the offset 7 is no burden."""
         noise = th.randn(4, 1, generator=th.Generator().manual_seed(20_230_213)).double()
         problem = self.problem(lr=0.1)
         assert refit_loss(problem, 3) == pytest.approx(float(noise.square().mean()) * (1 - 2 * 0.1 / 4) ** 6)
         assert problem.params["w"].tolist() == [[7.0]] * 4 and not problem.params["w"].requires_grad
 
-    def test_the_agents_settings_count_and_not_its_state(self):
+    def test_the_agents_settings_count_and_not_its_state(self) -> None:
         problem = self.problem(th.optim.Adam, lr=0.5)
         problem.optimizer.state[problem.params["w"]] = {"step": th.tensor(5.0)}
         assert refit_loss(problem, 200) < 1e-3
         assert refit_loss(self.problem(th.optim.AdamW, lr=1e-9), 50) == pytest.approx(refit_loss(self.problem(lr=0.0)))
 
-    def test_a_network_that_sees_nothing_does_not_learn(self):
+    def test_a_network_that_sees_nothing_does_not_learn(self) -> None:
         blind = refit_loss(self.problem(scale=0.0, lr=0.1))
         assert blind == pytest.approx(refit_loss(self.problem(lr=0.0)))
 
-    def test_beside_a_fresh_network(self):
+    def test_beside_a_fresh_network(self) -> None:
         callback = PlasticityCallback(every=1, n_samples=32, metrics=("trainability",))
         PPO("MlpPolicy", "Pendulum-v1", n_steps=32, seed=0, policy_kwargs=dict(net_arch=[8])).learn(32, callback)
         assert set(callback.measures) == set(callback.control_measures) == {"policy/trainability", "value/trainability"}
@@ -118,22 +119,22 @@ class TestRefit:
 class HandMade(BaseFeaturesExtractor):
     """Four units of which two never fire; the critics share it."""
 
-    def __init__(self, observation_space):
+    def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, 4)
         self.layer = nn.Linear(3, 4)
         with th.no_grad():
             self.layer.weight.zero_()
             self.layer.bias.copy_(th.tensor([1.0, 2.0, -1.0, -5.0]))
 
-    def forward(self, observations):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
         return th.relu(self.layer(observations))
 
 
-def test_dormant_units_of_an_extractor_and_twin_critics():
+def test_dormant_units_of_an_extractor_and_twin_critics() -> None:
     """By hand, layer by layer: what the twins share counts once, with the first."""
 
     class ByHand(PlasticityCallback):
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             critic = self.model.critic
             with th.no_grad():
                 for network, biases in zip(critic.q_networks, ([1.0, -1.0], [1.0, 1.0]), strict=True):
@@ -156,17 +157,17 @@ def test_dormant_units_of_an_extractor_and_twin_critics():
 
 
 class TestList:
-    def test_reductions(self):
+    def test_reductions(self) -> None:
         layers = [np.array([True, False, False, False]), np.array([True])]
 
-        def reduced(how, values):
+        def reduced(how: str, values: list[np.ndarray]) -> float:
             return Metric("m", "units", len, how).reduced(values)
 
         assert reduced("units", layers) == 2 / 5 and reduced("mean", layers) == (1 / 4 + 1) / 2
         numbers = [np.array(3.0), np.array(4.0)]
         assert reduced("norm", numbers) == 5 and reduced("max", numbers) == 4
 
-    def test_by_name_and_tau(self):
+    def test_by_name_and_tau(self) -> None:
         callback = PlasticityCallback(metrics=["weight_norm", Metric("mine", "outputs", lambda outputs: 0.5)])
         assert [metric.name for metric in callback.metrics] == ["weight_norm", "mine"]
         assert "trainability" in METRICS and "trainability" not in {metric.name for metric in DEFAULT_METRICS}
@@ -181,7 +182,7 @@ class TestList:
             (("churn", "churn"), "`metrics` must be metrics of different names, got 'churn'"),
         ],
     )
-    def test_mistakes(self, metrics, message):
+    def test_mistakes(self, metrics: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             find_metrics(metrics)
 
@@ -194,6 +195,6 @@ class TestList:
             (dict(function=3), "`function` must be callable, got 3"),
         ],
     )
-    def test_mistakes_in_a_metric(self, arguments, message):
+    def test_mistakes_in_a_metric(self, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             Metric(**(dict(name="a", of="units", function=len) | arguments))

@@ -2,6 +2,9 @@
 
 import random
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +13,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
@@ -22,18 +26,18 @@ from sb3_plasticity import PPO_L2ER, CurvatureCallback
 from sb3_plasticity.agents.fresh import fresh_policy
 from sb3_plasticity.callbacks.plasticity import PlasticityCallback
 
-SMALL = dict(n_steps=64, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
-CNN = dict(policy_kwargs=dict(features_extractor_kwargs=dict(features_dim=16)))
-LSTM = dict(policy_kwargs=dict(net_arch=[4], lstm_hidden_size=5))
+SMALL: dict[str, Any] = dict(n_steps=64, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
+CNN: dict[str, Any] = dict(policy_kwargs=dict(features_extractor_kwargs=dict(features_dim=16)))
+LSTM: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[4], lstm_hidden_size=5))
 PI, VF = "mlp_extractor.policy_net", "mlp_extractor.value_net"
 
 
 class Masked(gym.Wrapper):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(gym.make("CartPole-v1"))
         self.count = 0
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.count += 1
         return super().step(action)
 
@@ -41,19 +45,26 @@ class Masked(gym.Wrapper):
         return np.array([True, self.count % 2 == 0])
 
 
-def image_env():
+def image_env() -> FakeImageEnv:
     env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=True)
     env.observation_space.seed(0)
     return env
 
 
-def dict_env():
+def dict_env() -> SimpleMultiObsEnv:
     env = SimpleMultiObsEnv(random_start=False)
     env.observation_space.seed(0)
     return env
 
 
-def learn(callback, steps, algorithm=PPO, env="Pendulum-v1", policy="MlpPolicy", **arguments):
+def learn(
+    callback: Any,
+    steps: int,
+    algorithm: type[BaseAlgorithm] = PPO,
+    env: Any = "Pendulum-v1",
+    policy: str = "MlpPolicy",
+    **arguments: Any,
+) -> BaseAlgorithm:
     model = algorithm(policy, env, **(SMALL | arguments))
     return model.learn(steps, callback=callback)
 
@@ -61,11 +72,11 @@ def learn(callback, steps, algorithm=PPO, env="Pendulum-v1", policy="MlpPolicy",
 class Spy(PlasticityCallback):
     """Keep the weights, observations and measures of every measurement."""
 
-    def __init__(self, **arguments):
+    def __init__(self, **arguments: Any) -> None:
         super().__init__(**(dict(every=1, n_samples=64) | arguments))
         self.seen = []
 
-    def _on_rollout_end(self):
+    def _on_rollout_end(self) -> None:
         state = {name: value.clone().double().numpy() for name, value in self.model.policy.state_dict().items()}
         observations = self.model.rollout_buffer.observations.copy()
         super()._on_rollout_end()
@@ -86,7 +97,7 @@ CASES = dict(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training_is_bit_identical_with_and_without(case):
+def test_training_is_bit_identical_with_and_without(case: str) -> None:
     algorithm, env, policy, arguments = CASES[case]
     callback = PlasticityCallback(every=1, n_samples=64)
     results = []
@@ -104,9 +115,9 @@ def test_training_is_bit_identical_with_and_without(case):
     assert {"policy/effective_rank", "policy/gradient_norm", "value/weight_change"} <= set(callback.measures)
 
 
-def test_no_gradient_is_left_behind():
+def test_no_gradient_is_left_behind() -> None:
     class Check(PlasticityCallback):
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             self.model.policy.optimizer.zero_grad()
             super()._on_rollout_end()
             assert all(parameter.grad is None for parameter in self.model.policy.parameters())
@@ -115,7 +126,7 @@ def test_no_gradient_is_left_behind():
 
 
 class TestMeasures:
-    def test_against_numpy_on_normalised_observations(self):
+    def test_against_numpy_on_normalised_observations(self) -> None:
         """Two hidden tanh layers in each network, in the second of two rollouts of two normalised environments."""
         env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=0))
         spy = Spy(n_samples=128)
@@ -141,7 +152,7 @@ class TestMeasures:
                 assert measures[f"{network}/{name}/weight_norm"] == pytest.approx(norm)
             assert measures[f"{network}/effective_rank"] == pytest.approx(np.mean(ranks), rel=1e-4)
 
-    def test_ranks_are_those_that_l2er_sees(self):
+    def test_ranks_are_those_that_l2er_sees(self) -> None:
         """PPO_L2ER takes its layers' features where they are read, on the same rollout under the same weights."""
         spy = Spy(n_samples=64)
         model = learn(spy, 64, PPO_L2ER, policy_kwargs=dict(net_arch=dict(pi=[8, 6], vf=[5, 7]), activation_fn=nn.ReLU))
@@ -149,13 +160,13 @@ class TestMeasures:
             rank = model.logger.name_to_value[f"train/erank_{network}"]
             assert spy.measures[f"{network}/effective_rank"] == pytest.approx(rank, rel=1e-5)
 
-    def test_weight_changes(self):
+    def test_weight_changes(self) -> None:
         spy = Spy()
         learn(spy, 192)
         (first, _, at_first), (second, _, _), (third, _, at_third) = spy.seen
         assert at_first["policy/weight_change"] == at_first["value/weight_change_from_start"] == 0
 
-        def distance(a, b, *names):
+        def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray], *names: str) -> float:
             return np.sqrt(sum(((a[name] - b[name]) ** 2).sum() for name in names))
 
         names = f"{PI}.0.weight", f"{PI}.0.bias"
@@ -166,11 +177,11 @@ class TestMeasures:
         assert at_third["policy/log_std/weight_change_from_start"] == pytest.approx(distance(third, first, "log_std"))
 
     @pytest.mark.parametrize("algorithm", [PPO, A2C, MaskablePPO])
-    def test_the_gradient_is_the_one_the_algorithm_descends(self, algorithm):
+    def test_the_gradient_is_the_one_the_algorithm_descends(self, algorithm: type[BaseAlgorithm]) -> None:
         """One plain gradient step on the whole rollout moves each layer by learning rate x gradient norm."""
-        arguments = dict(learning_rate=0.1, max_grad_norm=1e9, ent_coef=0.01)
+        arguments: dict[str, Any] = dict(learning_rate=0.1, max_grad_norm=1e9, ent_coef=0.01)
         arguments |= dict(use_rms_prop=False) if algorithm is A2C else dict(n_epochs=1, batch_size=64)
-        kwargs = dict(net_arch=[8], optimizer_class=th.optim.SGD, optimizer_kwargs={})
+        kwargs: dict[str, Any] = dict(net_arch=[8], optimizer_class=th.optim.SGD, optimizer_kwargs={})
         spy = Spy(n_samples=64)
         learn(
             spy,
@@ -187,11 +198,11 @@ class TestMeasures:
             moved = after[key.replace("gradient_norm", "weight_change")]
             assert moved == pytest.approx(0.1 * before[key], rel=2e-3), key
 
-    def test_dead_and_dormant_units_that_the_control_does_not_have(self):
+    def test_dead_and_dormant_units_that_the_control_does_not_have(self) -> None:
         """Two of eight ReLU units get a bias that no input can lift: an alarm, and not a false one."""
 
         class Kill(PlasticityCallback):
-            def _on_rollout_end(self):
+            def _on_rollout_end(self) -> None:
                 with th.no_grad():
                     self.model.policy.mlp_extractor.policy_net[0].bias[:2] = -1e3
                 super()._on_rollout_end()
@@ -207,7 +218,7 @@ class TestMeasures:
         assert records[f"plasticity_control/policy/{PI}.0/dead_units"] == 0
         assert f"plasticity/policy/{PI}.0/saturated_units" not in records
 
-    def test_tau(self):
+    def test_tau(self) -> None:
         all_below, none_below = Spy(tau=1e6), Spy(tau=0.0)
         for spy in (all_below, none_below):
             learn(spy, 64)
@@ -215,7 +226,7 @@ class TestMeasures:
         assert none_below.measures["policy/dormant_units"] == 0
 
 
-def record_all(model):
+def record_all(model: PPO) -> dict[str, Any]:
     """Collect what is recorded under any name, whether or not it is dumped."""
     records = {}
     model.set_logger(configure(None, []))
@@ -224,17 +235,19 @@ def record_all(model):
 
 
 class TestControl:
-    def test_a_false_alarm_shows_in_the_control_too(self):
+    def test_a_false_alarm_shows_in_the_control_too(self) -> None:
         """On one observation only, any network has rank 1."""
 
         class Still(gym.Env):
             observation_space = spaces.Box(-1, 1, (3,))
             action_space = spaces.Discrete(2)
 
-            def reset(self, seed=None, options=None):
+            def reset(
+                self, seed: int | None = None, options: dict[str, Any] | None = None
+            ) -> tuple[Any, dict[str, Any]]:
                 return np.full(3, 0.5, dtype=np.float32), {}
 
-            def step(self, action):
+            def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
                 return np.full(3, 0.5, dtype=np.float32), float(action), False, False, {}
 
         model = PPO("MlpPolicy", Still(), **SMALL)
@@ -245,7 +258,7 @@ class TestControl:
                 assert records[f"{section}/{network}/effective_rank"] == pytest.approx(1, abs=1e-6)
                 assert records[f"{section}/{network}/stable_rank"] == pytest.approx(1, abs=1e-6)
 
-    def test_the_same_measures_but_for_changes(self):
+    def test_the_same_measures_but_for_changes(self) -> None:
         model = PPO("MlpPolicy", "Pendulum-v1", **SMALL)
         records = record_all(model)
         model.learn(64, callback=PlasticityCallback(n_samples=64))
@@ -254,7 +267,7 @@ class TestControl:
         assert own - control == {key for key in own if "weight_change" in key} and control < own
         assert records["plasticity/policy/gradient_norm"] != records["plasticity_control/policy/gradient_norm"]
 
-    def test_off(self):
+    def test_off(self) -> None:
         model = PPO("MlpPolicy", "Pendulum-v1", **SMALL)
         records = record_all(model)
         model.learn(64, callback=PlasticityCallback(control=False, n_samples=64))
@@ -269,7 +282,13 @@ class TestControl:
             (MaskablePPO, "MlpPolicy", Masked, dict(net_arch=[3])),
         ],
     )
-    def test_is_built_like_the_networks_of_the_model(self, algorithm, policy, env, kwargs):
+    def test_is_built_like_the_networks_of_the_model(
+        self,
+        algorithm: type[BaseAlgorithm],
+        policy: str,
+        env: Callable[..., Any] | type[Masked],
+        kwargs: dict[str, Any],
+    ) -> None:
         model = algorithm(policy, env(), n_steps=64, device="cpu", policy_kwargs=kwargs)
         states = th.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
         fresh, again = fresh_policy(model, 7), fresh_policy(model, 7)
@@ -283,24 +302,31 @@ class TestControl:
 
 
 class TestLayers:
-    def layers(self, measure, algorithm=PPO, env="Pendulum-v1", policy="MlpPolicy", **arguments):
+    def layers(
+        self,
+        measure: str,
+        algorithm: type[BaseAlgorithm] = PPO,
+        env: Any = "Pendulum-v1",
+        policy: str = "MlpPolicy",
+        **arguments: Any,
+    ) -> list[tuple[str, str]]:
         spy = Spy(control=False)
         learn(spy, 64, algorithm, env, policy, **arguments)
         pattern = re.compile(rf"(policy|value)/(.+)/{measure}")
         return [match.groups() for key in spy.measures if (match := pattern.fullmatch(key))]
 
-    def test_a_shared_extractor_counts_once_with_the_policy(self):
+    def test_a_shared_extractor_counts_once_with_the_policy(self) -> None:
         units = [("policy", f"features_extractor.{name}") for name in ("cnn.0", "cnn.2", "cnn.4", "linear.0")]
         assert self.layers("effective_rank", env=image_env(), policy="CnnPolicy", **CNN) == units
         norms = self.layers("gradient_norm", env=image_env(), policy="CnnPolicy", **CNN)
         assert norms == [*units, ("policy", "action_net"), ("value", "value_net")]
 
-    def test_separate_extractors(self):
-        kwargs = dict(policy_kwargs=dict(share_features_extractor=False, **CNN["policy_kwargs"]))
+    def test_separate_extractors(self) -> None:
+        kwargs: dict[str, Any] = dict(policy_kwargs=dict(share_features_extractor=False, **CNN["policy_kwargs"]))
         layers = self.layers("dead_units", env=image_env(), policy="CnnPolicy", **kwargs)
         assert [network for network, _ in layers] == ["policy"] * 4 + ["value"] * 4
 
-    def test_recurrent(self):
+    def test_recurrent(self) -> None:
         layers = self.layers("stable_rank", RecurrentPPO, policy="MlpLstmPolicy", **LSTM)
         assert set(layers) == {
             ("policy", f"{PI}.0"),
@@ -309,19 +335,19 @@ class TestLayers:
             ("value", "lstm_critic"),
         }
 
-    def test_dictionaries_of_images_and_vectors(self):
+    def test_dictionaries_of_images_and_vectors(self) -> None:
         layers = self.layers("dormant_units", env=dict_env(), policy="MultiInputPolicy")
         image = "features_extractor.extractors.img"
         own = [("policy", f"{image}.{name}") for name in ("cnn.0", "cnn.2", "cnn.4", "linear.0")]
         assert layers == [*own, ("policy", f"{PI}.0"), ("value", f"{VF}.0")]
 
-    def test_without_hidden_layers_only_norms(self):
+    def test_without_hidden_layers_only_norms(self) -> None:
         spy = Spy()
         learn(spy, 64, policy_kwargs=dict(net_arch=[]))
         assert "policy/action_net/weight_norm" in spy.measures
         assert not any("rank" in key or "units" in key for key in spy.measures)
 
-    def test_frozen_layers_do_not_count(self):
+    def test_frozen_layers_do_not_count(self) -> None:
         model = PPO("CnnPolicy", image_env(), n_steps=64, device="cpu", **CNN)
         model.policy.features_extractor.requires_grad_(False)
         spy = Spy()
@@ -330,7 +356,9 @@ class TestLayers:
 
 
 class TestWhen:
-    def steps(self, monkeypatch, callback, total, **arguments):
+    def steps(
+        self, monkeypatch: pytest.MonkeyPatch, callback: PlasticityCallback | Spy, total: int, **arguments: Any
+    ) -> tuple[PPO, list[int]]:
         steps = []
         original = PlasticityCallback._measure
         monkeypatch.setattr(
@@ -340,10 +368,10 @@ class TestWhen:
         )
         return learn(callback, total, **arguments), steps
 
-    def test_the_first_rollout_and_every_so_many(self, monkeypatch):
+    def test_the_first_rollout_and_every_so_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.steps(monkeypatch, PlasticityCallback(every=3, n_samples=64), 7 * 64)[1] == [64, 256, 448]
 
-    def test_a_continued_run_goes_on(self, monkeypatch):
+    def test_a_continued_run_goes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         callback = Spy(every=2)
         model, steps = self.steps(monkeypatch, callback, 64)
         start = callback.seen[0][0]
@@ -352,12 +380,12 @@ class TestWhen:
         moved = np.linalg.norm(callback.seen[-1][0]["action_net.weight"] - start["action_net.weight"])
         assert callback.measures["policy/action_net/weight_change_from_start"] >= moved > 0
 
-    def test_a_new_callback_starts_from_the_weights_it_finds(self):
+    def test_a_new_callback_starts_from_the_weights_it_finds(self) -> None:
         model, spy = learn(None, 64), Spy()
         model.learn(64, callback=spy, reset_num_timesteps=False)
         assert spy.measures["policy/weight_change_from_start"] == 0
 
-    def test_a_new_model_starts_anew(self):
+    def test_a_new_model_starts_anew(self) -> None:
         spy = Spy()
         learn(spy, 128)
         learn(spy, 64, policy_kwargs=dict(net_arch=[5, 5]))
@@ -365,7 +393,7 @@ class TestWhen:
 
 
 class TestLogs:
-    def test_tensorboard_at_its_own_steps(self, tmp_path):
+    def test_tensorboard_at_its_own_steps(self, tmp_path: Path) -> None:
         model = PPO("MlpPolicy", "Pendulum-v1", tensorboard_log=str(tmp_path), **SMALL)
         spy = Spy(every=2)
         model.learn(320, callback=spy, log_interval=10)
@@ -378,7 +406,7 @@ class TestLogs:
         assert len(events.Scalars("plasticity_control/value/stable_rank")) == 3
 
     @pytest.mark.parametrize("reverse", [False, True])
-    def test_the_charts_of_all_callbacks_survive(self, tmp_path, reverse):
+    def test_the_charts_of_all_callbacks_survive(self, tmp_path: Path, reverse: bool) -> None:
         model = PPO("MlpPolicy", "Pendulum-v1", tensorboard_log=str(tmp_path), **SMALL)
         callbacks = [
             CurvatureCallback(n_samples=16, kinds=("ggn",), save_dir=tmp_path),
@@ -418,7 +446,7 @@ class TestLogs:
         ]
         assert shown["plasticity by layer", name] == [f"plasticity/policy/{PI}.0/effective_rank"]
 
-    def test_csv_and_a_terminal_too_narrow_for_the_names(self, tmp_path):
+    def test_csv_and_a_terminal_too_narrow_for_the_names(self, tmp_path: Path) -> None:
         model = PPO("MlpPolicy", "Pendulum-v1", **SMALL)
         model.set_logger(configure(str(tmp_path), ["csv", "json", "stdout"]))
         model.learn(128, callback=PlasticityCallback(every=1, n_samples=64))
@@ -427,7 +455,7 @@ class TestLogs:
         assert float(row[f"plasticity_control/policy/{PI}.0/weight_norm"]) > 0
         assert f"plasticity/value/{VF}.0/weight_change_from_start" in (tmp_path / "progress.json").read_text()
 
-    def test_verbose_prints_both(self, capsys):
+    def test_verbose_prints_both(self, capsys: pytest.CaptureFixture[str]) -> None:
         learn(PlasticityCallback(verbose=1, n_samples=64), 64)
         line = next(
             line for line in capsys.readouterr().out.splitlines() if line.startswith("Plasticity at 64, value:")
@@ -449,7 +477,7 @@ class TestBadInput:
             (dict(control="yes"), "`control` must be True or False, got 'yes'"),
         ],
     )
-    def test_arguments(self, arguments, message):
+    def test_arguments(self, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             PlasticityCallback(**arguments)
 
@@ -460,18 +488,18 @@ class TestBadInput:
             ("advantages", "advantages of the transitions: NaN or infinity"),
         ],
     )
-    def test_nan_names_the_step_and_the_term(self, field, term):
+    def test_nan_names_the_step_and_the_term(self, field: str, term: str) -> None:
         class Poison(PlasticityCallback):
-            def _on_rollout_end(self):
+            def _on_rollout_end(self) -> None:
                 getattr(self.model.rollout_buffer, field)[3] = np.nan
                 super()._on_rollout_end()
 
         with pytest.raises(FloatingPointError, match=f"PlasticityCallback at 64 timesteps, {term}"):
             learn(Poison(n_samples=64), 64)
 
-    def test_nan_in_a_weight(self):
+    def test_nan_in_a_weight(self) -> None:
         class Poison(PlasticityCallback):
-            def _on_rollout_end(self):
+            def _on_rollout_end(self) -> None:
                 with th.no_grad():
                     self.model.policy.value_net.bias[0] = np.inf
                 super()._on_rollout_end()
@@ -481,11 +509,11 @@ class TestBadInput:
         ):
             learn(Poison(n_samples=64), 64)
 
-    def test_overflow_inside_the_network_is_left_out(self):
+    def test_overflow_inside_the_network_is_left_out(self) -> None:
         """Finite weights, infinite units: training is not the callback's to end."""
 
         class Inflate(PlasticityCallback):
-            def _on_rollout_end(self):
+            def _on_rollout_end(self) -> None:
                 weight = self.model.policy.mlp_extractor.value_net[0].weight
                 kept = weight.detach().clone()
                 with th.no_grad():
@@ -494,6 +522,6 @@ class TestBadInput:
                 with th.no_grad():
                     weight[:] = kept
 
-        relu = dict(policy_kwargs=dict(net_arch=[8], activation_fn=nn.ReLU))
+        relu: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[8], activation_fn=nn.ReLU))
         with pytest.warns(UserWarning, match=rf"leaves out .* at 64 timesteps: .* of {VF}.0: .* contain NaN or inf"):
             learn(Inflate(n_samples=64), 64, **relu)

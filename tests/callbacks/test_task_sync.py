@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -5,23 +8,24 @@ import sb3_contrib
 import stable_baselines3
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
 from sb3_plasticity.envs import Task
 from sb3_plasticity.vec_env import make_nonstationary_vec_env
 
 CYCLE = {"kind": "cyclic", "values": [0.1, 0.5, 2.0], "period": 128}
-KEYWORDS = {"schedule": CYCLE, "switch": "immediate"}
+KEYWORDS: dict[str, Any] = {"schedule": CYCLE, "switch": "immediate"}
 OFF_POLICY = {"learning_starts": 10, "train_freq": 4, "buffer_size": 1000}
 
 
 class Transitions(BaseCallback):
     """Remember (steps before this one, info) of every transition."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.seen = []
 
@@ -34,22 +38,22 @@ class Transitions(BaseCallback):
 class EvaluationTasks(EvalCallback):
     """Remember the task of each evaluation."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: VecEnv, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.seen = []
 
-    def _log_success_callback(self, locals_, globals_):
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         if not self.seen or self.seen[-1][0] != self.num_timesteps:
             self.seen.append((self.num_timesteps, locals_["info"]["task_index"]))
         assert locals_["info"]["task_index"] == self.seen[-1][1]  # no task changes within an evaluation
 
 
-def vec_env(backend="auto", n_envs=2, **keywords):
-    keywords = {**KEYWORDS, **keywords}
+def vec_env(backend: str = "auto", n_envs: int = 2, **keywords: Any) -> VecEnv:
+    keywords: dict[str, Any] = {**KEYWORDS, **keywords}
     return make_nonstationary_vec_env("SlipperyHopper-v0", n_envs, seed=0, backend=backend, env_kwargs=keywords)
 
 
-def make(algorithm, env, policy="MlpPolicy", **keywords):
+def make(algorithm: type[BaseAlgorithm], env: Any, policy: str = "MlpPolicy", **keywords: Any) -> BaseAlgorithm:
     if not keywords:
         keywords = OFF_POLICY if algorithm is SAC else {"n_steps": 32}
     if algorithm is PPO:
@@ -58,13 +62,13 @@ def make(algorithm, env, policy="MlpPolicy", **keywords):
     return algorithm(policy, env, policy_kwargs=policy_kwargs, device="cpu", seed=0, **keywords)
 
 
-def due(step):
+def due(step: int) -> int:
     return step // 128
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("backend", ["dummy", "subproc", "batch"])
-def test_training_and_evaluation_share_the_clock(backend, normalize):
+def test_training_and_evaluation_share_the_clock(backend: str, normalize: bool) -> None:
     env, eval_env = vec_env(backend), vec_env(backend, 1)
     if normalize:
         env, eval_env = VecNormalize(env), VecNormalize(eval_env, training=False)
@@ -91,7 +95,7 @@ def test_training_and_evaluation_share_the_clock(backend, normalize):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_algorithms(algorithm, keywords):
+def test_algorithms(algorithm: type[BaseAlgorithm], keywords: dict[str, int]) -> None:
     policy = "MlpLstmPolicy" if algorithm is sb3_contrib.RecurrentPPO else "MlpPolicy"
     transitions = Transitions()
     evaluation = EvaluationTasks(vec_env(n_envs=1), eval_freq=50, n_eval_episodes=1, verbose=0)
@@ -104,18 +108,18 @@ def test_algorithms(algorithm, keywords):
 class MaskedHopper(gym.ActionWrapper):
     """A discrete Hopper for MaskablePPO: full torque forwards, none, or backwards, in all joints."""
 
-    def __init__(self, env):
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self.action_space = spaces.Discrete(3)
 
-    def action(self, action):
+    def action(self, action: int) -> np.ndarray:
         return np.full(3, float(action) - 1, np.float32)
 
-    def action_masks(self):
+    def action_masks(self) -> np.ndarray:
         return np.array([True, True, False])
 
 
-def test_maskable_ppo_finds_the_env_below_a_wrapper():
+def test_maskable_ppo_finds_the_env_below_a_wrapper() -> None:
     transitions = Transitions()
     env = MaskedHopper(gym.make("SlipperyHopper-v0", **KEYWORDS))
     model = make(sb3_contrib.MaskablePPO, env, n_steps=64)
@@ -124,7 +128,7 @@ def test_maskable_ppo_finds_the_env_below_a_wrapper():
     assert transitions.seen[-1][1] == 1
 
 
-def test_resuming_continues_the_schedule(tmp_path):
+def test_resuming_continues_the_schedule(tmp_path: Path) -> None:
     model = make(PPO, vec_env(switch="reset"))
     model.learn(192, callback=TaskSyncCallback())
     model.save(tmp_path / "model")
@@ -138,7 +142,7 @@ def test_resuming_continues_the_schedule(tmp_path):
     assert changes == []
 
 
-def test_switch_reset_is_reported_when_the_first_env_switches():
+def test_switch_reset_is_reported_when_the_first_env_switches() -> None:
     env = vec_env(switch="reset")
     transitions, changes = Transitions(), []
     model = make(PPO, env)
@@ -149,24 +153,24 @@ def test_switch_reset_is_reported_when_the_first_env_switches():
     assert [index for _, index in changes] == [1, 2]
 
 
-def test_a_frozen_evaluation_env_keeps_its_task():
+def test_a_frozen_evaluation_env_keeps_its_task() -> None:
     evaluation = EvaluationTasks(vec_env(n_envs=1, task=7), eval_freq=64, n_eval_episodes=1, verbose=0)
     make(PPO, vec_env()).learn(256, callback=[TaskSyncCallback(), evaluation])
     assert evaluation.seen == [(128, 7), (256, 7)]
 
 
-def test_evaluation_follows_frozen_training():
+def test_evaluation_follows_frozen_training() -> None:
     evaluation = EvaluationTasks(vec_env(n_envs=1), eval_freq=64, n_eval_episodes=1, verbose=0)
     make(PPO, vec_env(task=7)).learn(256, callback=[TaskSyncCallback(), evaluation])
     assert evaluation.seen == [(128, 7), (256, 7)]
 
 
-def test_evaluation_follows_a_sinusoid_and_callbacks_may_be_nested():
+def test_evaluation_follows_a_sinusoid_and_callbacks_may_be_nested() -> None:
     schedule = {"kind": "sinusoid", "low": 0.5, "high": 1.5, "period": 256}
     values = []
 
     class Values(EvalCallback):
-        def _log_success_callback(self, locals_, globals_):
+        def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
             values.append(locals_["info"]["task_value"])
 
     evaluation = Values(vec_env(n_envs=1, schedule=schedule), eval_freq=1, n_eval_episodes=1, verbose=0)
@@ -177,7 +181,7 @@ def test_evaluation_follows_a_sinusoid_and_callbacks_may_be_nested():
     assert values[0] == pytest.approx(1 + 0.5 * np.sin(2 * np.pi * 60 / 256))
 
 
-def test_logs_and_twice_is_once(tmp_path):
+def test_logs_and_twice_is_once(tmp_path: Path) -> None:
     model = make(PPO, vec_env())
     model.set_logger(configure(str(tmp_path), ["csv"]))
     transitions = Transitions()
@@ -190,7 +194,7 @@ def test_logs_and_twice_is_once(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC])
-def test_other_envs_are_left_alone(algorithm, tmp_path):
+def test_other_envs_are_left_alone(algorithm: type[BaseAlgorithm], tmp_path: Path) -> None:
     model = make(algorithm, "Pendulum-v1")
     model.set_logger(configure(str(tmp_path), ["csv"]))
     evaluation = EvalCallback(gym.make("Pendulum-v1"), eval_freq=32, n_eval_episodes=1, verbose=0, warn=False)
@@ -198,9 +202,9 @@ def test_other_envs_are_left_alone(algorithm, tmp_path):
     assert "task/" not in (tmp_path / "progress.csv").read_text()
 
 
-def test_vectorised_envs_without_attributes_are_left_alone():
+def test_vectorised_envs_without_attributes_are_left_alone() -> None:
     class Foreign(DummyVecEnv):
-        def get_attr(self, attr_name, indices=None):
+        def get_attr(self, attr_name: str, indices=None) -> list[None] | None:
             if attr_name == "render_mode":
                 return [None]
             raise NotImplementedError
@@ -208,8 +212,8 @@ def test_vectorised_envs_without_attributes_are_left_alone():
     make(PPO, Foreign([lambda: gym.make("Pendulum-v1")])).learn(32, callback=TaskSyncCallback())
 
 
-def test_training_is_unchanged_by_the_callback():
-    def weights(callback):
+def test_training_is_unchanged_by_the_callback() -> None:
+    def weights(callback: TaskSyncCallback | None) -> dict[str, Any]:
         model = make(PPO, vec_env(schedule={"kind": "constant", "value": 1.0}))
         return model.learn(128, callback=callback).get_parameters()["policy"]
 
@@ -217,6 +221,6 @@ def test_training_is_unchanged_by_the_callback():
         assert one.equal(other)
 
 
-def test_bad_hook():
+def test_bad_hook() -> None:
     with pytest.raises(ValueError, match=r"`on_task_change` must be .* got 3"):
         TaskSyncCallback(on_task_change=3)

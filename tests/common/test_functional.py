@@ -9,18 +9,18 @@ from sb3_plasticity.common.functional import evaluation_mode, functional_call
 class Shared(nn.Module):
     """One layer under two names, and one weight in two layers."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.first = self.alias = nn.Linear(2, 2)
         self.tied = nn.Linear(2, 2, bias=False)
         self.tied.weight = self.first.weight
         self.norm = nn.BatchNorm1d(2)
 
-    def forward(self, x):
+    def forward(self, x: th.Tensor) -> th.Tensor:
         return self.norm(self.tied(self.alias(self.first(x))))
 
 
-def test_shared_modules_and_tied_weights():
+def test_shared_modules_and_tied_weights() -> None:
     th.manual_seed(0)
     module = Shared().eval()
     before = dict(module.named_parameters()) | dict(module.named_buffers())
@@ -40,7 +40,7 @@ def test_shared_modules_and_tied_weights():
     assert module.first is module.alias and module.tied.weight is module.first.weight
 
 
-def test_buffers_and_partial_replacement():
+def test_buffers_and_partial_replacement() -> None:
     module = nn.BatchNorm1d(2).eval()
     x = th.tensor([[1.0, 2.0]])
     result = functional_call(
@@ -50,7 +50,7 @@ def test_buffers_and_partial_replacement():
     assert th.equal(module.running_mean, th.zeros(2))
 
 
-def test_evaluation_mode_leaves_everything_as_it_was():
+def test_evaluation_mode_leaves_everything_as_it_was() -> None:
     module = nn.Sequential(nn.Dropout(), nn.LSTM(2, 3), nn.BatchNorm1d(3).eval())
     enabled = th.backends.cudnn.enabled
     with evaluation_mode(module):

@@ -1,13 +1,15 @@
 """Recycling on networks of three units worked out by hand: linear, flattened convolution, two consumers."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch as th
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import nn
 
-from sb3_plasticity.common.networks import record_inputs, trace_units
+from sb3_plasticity.common.networks import HiddenLayer, record_inputs, trace_units
 from sb3_plasticity.common.recycling import FreshRows, mean_input, recycle_units, restart_moments
 
 SECOND = th.tensor([False, True, False])
@@ -18,16 +20,16 @@ IMAGES = th.randn(16, 1, 3, 4, dtype=th.float64, generator=th.Generator().manual
 class Shared(nn.Module):
     """A layer of three units that two heads read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body, self.policy, self.value = nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(3, 1)
 
-    def forward(self, x):
+    def forward(self, x: th.Tensor) -> th.Tensor:
         h = th.relu(self.body(x))
         return th.cat([self.policy(h), self.value(h)], dim=1)
 
 
-def make(kind):
+def make(kind: str) -> tuple[nn.Module, th.Tensor, dict[str, Any]]:
     """A network in double precision, its inputs, and its parameters' slices that recycling unit 1 may change."""
     th.manual_seed(7)
     one = slice(1, 2)
@@ -57,19 +59,21 @@ def make(kind):
 KINDS = ("linear", "convolution", "two convolutions", "shared")
 
 
-def first_layer(net, inputs):
+def first_layer(net: nn.Module, inputs: th.Tensor) -> HiddenLayer:
     with trace_units(net) as graph:
         net(inputs[:1])
     return next(iter(graph.hidden.values()))
 
 
-def means_of(net, layer, inputs):
+def means_of(net: nn.Sequential, layer: HiddenLayer, inputs: th.Tensor) -> dict[str, th.Tensor]:
     with record_inputs(net) as recorded, th.no_grad():
         net(inputs)
     return {c.layer: mean_input(net.get_submodule(c.layer), recorded[c.layer]) for c in layer.consumers}
 
 
-def adam_after_steps(net, inputs, optimizer=th.optim.Adam):
+def adam_after_steps(
+    net: nn.Module, inputs: th.Tensor, optimizer: type[th.optim.Adam] = th.optim.Adam
+) -> th.optim.Adam:
     optimizer = optimizer(net.parameters(), lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
@@ -78,12 +82,12 @@ def adam_after_steps(net, inputs, optimizer=th.optim.Adam):
     return optimizer
 
 
-def rows_of(layer, net):
+def rows_of(layer: HiddenLayer, net: nn.Module) -> dict[str, th.Tensor]:
     return {name: th.full_like(net.get_parameter(name)[:1], 0.5) for name in layer.incoming}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exactly_the_units_slices_change(kind):
+def test_exactly_the_units_slices_change(kind: str) -> None:
     net, inputs, slices = make(kind)
     optimizer = adam_after_steps(net, inputs)
     layer = first_layer(net, inputs)
@@ -108,7 +112,7 @@ def test_exactly_the_units_slices_change(kind):
     assert net.get_parameter(layer.bias)[1] == 0
 
 
-def test_the_moments_of_a_linear_unit_by_hand():
+def test_the_moments_of_a_linear_unit_by_hand() -> None:
     net, inputs, _ = make("shared")
     optimizer = adam_after_steps(net, inputs)
     layer = first_layer(net, inputs)
@@ -123,7 +127,7 @@ def test_the_moments_of_a_linear_unit_by_hand():
         assert th.allclose(now[name]["exp_avg_sq"][:, 1], (state[name][:, 0] + state[name][:, 2]) / 2)
 
 
-def test_the_moments_behind_a_flattened_convolution_are_meant_position_by_position():
+def test_the_moments_behind_a_flattened_convolution_are_meant_position_by_position() -> None:
     net, inputs, _ = make("convolution")
     optimizer = adam_after_steps(net, inputs)
     before = optimizer.state[net[3].weight]["exp_avg_sq"].clone()
@@ -132,7 +136,7 @@ def test_the_moments_behind_a_flattened_convolution_are_meant_position_by_positi
     assert th.allclose(now[:, 6:12], (before[:, :6] + before[:, 12:]) / 2)
 
 
-def test_other_optimizers_moments():
+def test_other_optimizers_moments() -> None:
     parameter = nn.Parameter(th.ones(3, 2))
     for optimizer, key, expected in (
         (RMSpropTFLike([parameter], lr=0.1), "square_avg", 1.0),
@@ -154,15 +158,15 @@ def test_other_optimizers_moments():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_mean_contribution_moves_into_the_bias(kind):
+def test_the_mean_contribution_moves_into_the_bias(kind: str) -> None:
     """The consumers' mean outputs on the statistics batch stay where they are."""
     net, inputs, _ = make(kind)
     layer = first_layer(net, inputs)
 
-    def outputs():
+    def outputs() -> dict[str, th.Tensor]:
         found = {}
 
-        def note(name):
+        def note(name: str) -> Callable[..., Any]:
             return lambda _m, _i, out: found.update({name: out.detach().movedim(1, -1).flatten(0, -2).mean(0)})
 
         handles = [net.get_submodule(c.layer).register_forward_hook(note(c.layer)) for c in layer.consumers]
@@ -179,7 +183,7 @@ def test_the_mean_contribution_moves_into_the_bias(kind):
     assert all(th.allclose(value, before[name], rtol=0, atol=1e-14) for name, value in outputs().items())
 
 
-def test_a_recycled_unit_has_no_say():
+def test_a_recycled_unit_has_no_say() -> None:
     net, inputs, _ = make("linear")
     layer = first_layer(net, inputs)
     recycle_units(net, layer, SECOND, rows_of(layer, net))
@@ -189,7 +193,7 @@ def test_a_recycled_unit_has_no_say():
     assert th.equal(net(inputs), before)
 
 
-def test_gains_start_afresh_too():
+def test_gains_start_afresh_too() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.ReLU(), nn.Linear(3, 1))
     with th.no_grad():
         net[1].weight.fill_(3)
@@ -201,19 +205,19 @@ def test_gains_start_afresh_too():
     assert net[0].bias[1] == 0
 
 
-def test_nobody_chosen_changes_nothing():
+def test_nobody_chosen_changes_nothing() -> None:
     net, inputs, _ = make("linear")
     before = copy.deepcopy(net.state_dict())
     recycle_units(net, first_layer(net, inputs), SECOND & False, {})
     assert all(th.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_fresh_rows_are_handed_out_once():
+def test_fresh_rows_are_handed_out_once() -> None:
     net, inputs, _ = make("linear")
     layer = first_layer(net, inputs)
     seeds = []
 
-    def fresh(seed):
+    def fresh(seed: int) -> dict[str, th.Tensor]:
         seeds.append(seed)
         return {"0.weight": 10.0 * seed + th.arange(3.0)[:, None].expand(3, 2), "0.bias": th.zeros(3)}
 
@@ -225,7 +229,7 @@ def test_fresh_rows_are_handed_out_once():
     assert again.take(layer, 1)["0.weight"][:, 0].tolist() == rows.take(layer, 1)["0.weight"][:, 0].tolist() == [22]
 
 
-def test_mean_input_of_a_convolution_is_what_its_kernel_sees():
+def test_mean_input_of_a_convolution_is_what_its_kernel_sees() -> None:
     layer = nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=1, dilation=(1, 2), bias=False).double()
     images = th.randn(4, 2, 5, 6, dtype=th.float64, generator=th.Generator().manual_seed(2))
     mean = mean_input(layer, images)

@@ -1,5 +1,8 @@
 """Which layers make units, and which columns of which weights read them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch as th
 from stable_baselines3 import PPO, SAC
@@ -7,10 +10,10 @@ from stable_baselines3.common.envs import FakeImageEnv
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_plasticity.common.networks import read_layers, trace_units
+from sb3_plasticity.common.networks import HiddenLayer, UnitGraph, read_layers, trace_units
 
 
-def trace(module, *inputs):
+def trace(module: nn.Module, *inputs: th.Tensor) -> UnitGraph:
     module.eval()
     with trace_units(module) as graph:
         module(*inputs)
@@ -18,24 +21,24 @@ def trace(module, *inputs):
     return graph
 
 
-def consumers(layer):
+def consumers(layer: HiddenLayer) -> dict[str, list[list[int]]]:
     return {consumer.layer: consumer.columns.tolist() for consumer in layer.consumers}
 
 
 class Net(nn.Module):
     """Layers by keyword, and how they are put together."""
 
-    def __init__(self, forward, **layers):
+    def __init__(self, forward: Callable[..., Any], **layers: Any) -> None:
         super().__init__()
         self.run = forward
         for name, layer in layers.items():
             setattr(self, name, layer)
 
-    def forward(self, *inputs):
+    def forward(self, *inputs: th.Tensor) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
         return self.run(self, *inputs)
 
 
-def test_linear_layers():
+def test_linear_layers() -> None:
     graph = trace(
         nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 1)),
         th.ones(1, 2),
@@ -54,7 +57,7 @@ def test_linear_layers():
     assert second.bias is None and second.activation == "tanh" and second.consumers[0].bias == "4.bias"
 
 
-def test_a_flattened_convolution_owns_consecutive_columns():
+def test_a_flattened_convolution_owns_consecutive_columns() -> None:
     net = nn.Sequential(
         nn.Conv2d(1, 3, 2),
         nn.ReLU(),
@@ -69,13 +72,13 @@ def test_a_flattened_convolution_owns_consecutive_columns():
     assert consumers(graph.hidden["2"]) == {"6": [[0, 1, 2], [3, 4, 5]]}
 
 
-def test_a_flattened_channels_last_layout_strides():
+def test_a_flattened_channels_last_layout_strides() -> None:
     net = Net(lambda n, x: n.b(n.a(x).relu().permute(0, 2, 3, 1).flatten(1)), a=nn.Conv2d(1, 2, 1), b=nn.Linear(8, 1))
     assert consumers(trace(net, th.rand(1, 1, 2, 2)).hidden["a"]) == {"b": [[0, 2, 4, 6], [1, 3, 5, 7]]}
 
 
-def test_a_shared_layer_has_two_consumers_and_a_critic_reads_the_action_last():
-    def forward(n, x, action):
+def test_a_shared_layer_has_two_consumers_and_a_critic_reads_the_action_last() -> None:
+    def forward(n: Net, x: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         h = th.tanh(n.a(x))
         return n.b(h), n.c(th.cat([h, action], dim=1))
 
@@ -88,12 +91,12 @@ def test_a_shared_layer_has_two_consumers_and_a_critic_reads_the_action_last():
 @pytest.mark.parametrize(
     "double", [lambda z: th.cat([z.relu(), (-z).relu()], 1), lambda z: th.cat((th.sin(z), th.cos(z)), dim=-1)]
 )
-def test_doubled_units_own_two_columns(double):
+def test_doubled_units_own_two_columns(double: Callable[..., Any]) -> None:
     net = Net(lambda n, x: n.b(double(n.a(x))), a=nn.Linear(2, 3), b=nn.Linear(6, 1))
     assert consumers(trace(net, th.ones(1, 2)).hidden["a"]) == {"b": [[0, 3], [1, 4], [2, 5]]}
 
 
-def test_gains_of_normalisation():
+def test_gains_of_normalisation() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.ReLU(), nn.Linear(3, 1))
     layer = trace(net, th.ones(1, 2)).hidden["0"]
     assert layer.gains == ("1.weight", "1.bias") and layer.activation == "relu"
@@ -102,13 +105,13 @@ def test_gains_of_normalisation():
     assert trace(convolution, th.ones(1, 1, 1, 1)).hidden["0"].gains == ("1.weight", "1.bias")
 
 
-def test_gated_by_hand_is_elementwise():
+def test_gated_by_hand_is_elementwise() -> None:
     net = Net(lambda n, x: n.b((h := n.a(x)) * th.sigmoid(h)), a=nn.Linear(2, 3), b=nn.Linear(3, 1))
     assert consumers(trace(net, th.ones(1, 2)).hidden["a"]) == {"b": [[0], [1], [2]]}
 
 
-def test_without_gradients_units_are_followed_too():
-    def forward(n, x):
+def test_without_gradients_units_are_followed_too() -> None:
+    def forward(n: Net, x: th.Tensor) -> th.Tensor:
         with th.no_grad():
             h = th.relu(n.a(x))
         th.zeros_like(h)
@@ -130,13 +133,13 @@ def test_without_gradients_units_are_followed_too():
         (lambda n, x: n.c(n.a(x)) + n.c(n.a(x).flip(1)), "twice"),
     ],
 )
-def test_what_cannot_be_told_apart_is_unclear(forward, reason):
+def test_what_cannot_be_told_apart_is_unclear(forward: Callable[..., Any], reason: str) -> None:
     graph = trace(Net(forward, a=nn.Linear(2, 3), b=nn.Linear(3, 3), c=nn.Linear(3, 1)), th.ones(1, 2))
     assert reason in graph.unclear["a"]
     assert "a" not in graph.hidden and "a" not in graph.outputs
 
 
-def test_an_lstm_reads_units_and_makes_none():
+def test_an_lstm_reads_units_and_makes_none() -> None:
     net = Net(
         lambda n, x: n.c(n.lstm(n.a(x).relu()[None])[0][0]), a=nn.Linear(2, 3), lstm=nn.LSTM(3, 4), c=nn.Linear(4, 1)
     )
@@ -150,36 +153,38 @@ class Twice(th.autograd.Function):
     """What no function mode sees."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
         return 2 * x
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
         return 2 * gradient
 
 
-def test_layers_that_are_read_in_whatever_way():
-    def forward(n, x):
+def test_layers_that_are_read_in_whatever_way() -> None:
+    def forward(n: Net, x: th.Tensor) -> th.Tensor:
         h = Twice.apply(n.a(x))
         h, _ = n.lstm((h + F.relu_(n.b(h)) @ n.b.weight)[None])
         with th.no_grad():
             n.alone(x)
         return n.c(h[0])
 
-    layers = dict(a=nn.Linear(2, 3), b=nn.Linear(3, 3), lstm=nn.LSTM(3, 4), alone=nn.Linear(2, 2), c=nn.Linear(4, 1))
+    layers: dict[str, Any] = dict(
+        a=nn.Linear(2, 3), b=nn.Linear(3, 3), lstm=nn.LSTM(3, 4), alone=nn.Linear(2, 2), c=nn.Linear(4, 1)
+    )
     net = Net(forward, **layers)
     assert read_layers(net, lambda: net(th.ones(1, 2))) == {"a", "b", "lstm"}
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in net.modules())
     assert read_layers(net.c, lambda: net.c(th.ones(1, 4))) == set()
 
 
-def test_frozen_layers_have_no_units():
+def test_frozen_layers_have_no_units() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
     net[0].requires_grad_(False)
     assert list(trace(net, th.ones(1, 2)).hidden) == ["2"]
 
 
-def test_a_critic_that_extracts_features_without_gradients():
+def test_a_critic_that_extracts_features_without_gradients() -> None:
     """SAC's critic reads a shared extractor under no_grad: it is a consumer all the same."""
     env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=False)
     model = SAC("CnnPolicy", env, buffer_size=1, policy_kwargs=dict(net_arch=[4], share_features_extractor=True))
@@ -197,7 +202,7 @@ def test_a_critic_that_extracts_features_without_gradients():
     assert th.equal(consumer.columns.flatten(), th.arange(consumer.columns.numel()))
 
 
-def test_an_empty_net_arch_of_ppo():
+def test_an_empty_net_arch_of_ppo() -> None:
     policy = PPO(
         "CnnPolicy", FakeImageEnv(screen_height=36, screen_width=36, n_channels=1), n_steps=8, batch_size=4
     ).policy.eval()

@@ -12,7 +12,7 @@ from sb3_plasticity.curvature.lanczos import quadrature
 from sb3_plasticity.curvature.spectrum import Spectrum
 
 
-def draw_of(eigenvalues, steps, seed, dtype=th.float64):
+def draw_of(eigenvalues: np.ndarray, steps: int, seed: int, dtype: th.dtype = th.float64) -> tuple[np.ndarray, Draw]:
     """A draw on a diagonal matrix, whose spectral measure for a start vector is that vector's squared entries."""
     diagonal = th.as_tensor(eigenvalues, dtype=dtype)
     dim = len(eigenvalues)
@@ -23,7 +23,7 @@ def draw_of(eigenvalues, steps, seed, dtype=th.float64):
     return measure, Draw.of(found.nodes, found.weights, found.residuals, dim)
 
 
-def spectrum_120(seed):
+def spectrum_120(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return np.concatenate(
         [np.zeros(40), rng.normal(size=20) * 1e-3, rng.normal(size=20) * 2, 10 ** rng.uniform(-4, 1, 40)]
@@ -32,7 +32,7 @@ def spectrum_120(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("steps", [4, 10, 30])
-def test_masses_hold_for_the_draws_own_measure(seed, steps):
+def test_masses_hold_for_the_draws_own_measure(seed: int, steps: int) -> None:
     eigenvalues = spectrum_120(seed)
     measure, draw = draw_of(eigenvalues, steps, seed)
     points = np.concatenate([-np.logspace(-4, 1, 20), np.logspace(-4, 1.2, 20), draw.nodes[draw.nodes != 0]])
@@ -45,7 +45,7 @@ def test_masses_hold_for_the_draws_own_measure(seed, steps):
         assert weak_low - 1e-9 <= low - zeros and high - zeros <= weak_high + 1e-9
 
 
-def test_masses_are_as_sharp_as_linear_programming_finds():
+def test_masses_are_as_sharp_as_linear_programming_finds() -> None:
     # Any measure on a fine grid with the same nine moments, with the most or the least mass below a point.
     eigenvalues = np.linspace(-1, 1, 50) ** 3 + 0.01
     _, draw = draw_of(eigenvalues, 4, seed=0)
@@ -62,7 +62,7 @@ def test_masses_are_as_sharp_as_linear_programming_finds():
         assert 0.02 < high - low < 0.7
 
 
-def test_outer_eigenvalues_are_counted():
+def test_outer_eigenvalues_are_counted() -> None:
     rng = np.random.default_rng(0)
     eigenvalues = np.concatenate([rng.normal(size=395) * 0.3, [20.0, 30.0, 40.0, -15.0, -25.0]])
     for seed in range(20):
@@ -76,7 +76,7 @@ def test_outer_eigenvalues_are_counted():
         assert counted.trace.standard_error < plain.trace.standard_error / 2
 
 
-def test_a_repeated_eigenvalue_is_not_taken_for_one():
+def test_a_repeated_eigenvalue_is_not_taken_for_one() -> None:
     eigenvalues = np.repeat([2.0, -1.0, 1e-3], [60, 30, 10])
     _, draw = draw_of(eigenvalues, 50, seed=0)
     estimate, low, high = outside([draw], -0.5, 0.5, 1e-12)
@@ -85,7 +85,7 @@ def test_a_repeated_eigenvalue_is_not_taken_for_one():
     assert outside([draw], -0.5, 0.5, 1e-12)[0] == 8
 
 
-def test_zero_rows_are_known():
+def test_zero_rows_are_known() -> None:
     # 60 of 100 rows are zero: the others are measured as if they were alone, and no zero passes for a small negative.
     rng = np.random.default_rng(1)
     values = np.concatenate([np.zeros(60), rng.uniform(1, 2, 25), -rng.uniform(1, 2, 15)])
@@ -107,7 +107,7 @@ CASES = {
 
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_coverage_on_diagonal_matrices(name, draws):
+def test_coverage_on_diagonal_matrices(name: str, draws: int) -> None:
     # 200 start vectors of 25 steps; the slow test does so on networks.
     eigenvalues = CASES[name](np.random.default_rng(5))
     ends = [(-0.05, 0.05), (-0.5, 0.5), (-2.0, 2.0), (-1e-6, math.inf)]
@@ -123,7 +123,7 @@ def test_coverage_on_diagonal_matrices(name, draws):
     assert (widths < len(eigenvalues)).all()
 
 
-def test_without_residuals_nothing_is_counted():
+def test_without_residuals_nothing_is_counted() -> None:
     # 70% of the weight in one node at 0.004: below 0.004 it counts, above it does not.
     spectrum = Spectrum([[-2.0, 0.004, 1.0, 5.0]], [[0.1, 0.7, 0.15, 0.05]], dim=1000)
     rank = spectrum.epsilon_rank(0.003)
@@ -136,7 +136,7 @@ def test_without_residuals_nothing_is_counted():
     assert low == 0.0 and high == pytest.approx(300 + 2.326 * math.sqrt(2 * 1000 * 0.3 * 0.7), abs=10)
 
 
-def test_an_exact_spectrum_has_no_slack():
+def test_an_exact_spectrum_has_no_slack() -> None:
     spectrum = Spectrum.from_eigenvalues([4.0, 1.0, -1.0], dim=8)
     assert spectrum.epsilon_rank_bounds(0.5) == (0.375, 0.375)
     assert spectrum.epsilon_rank_bounds(2.0, normalized=False) == (1.0, 1.0)

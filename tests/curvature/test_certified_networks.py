@@ -12,7 +12,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "certified_spectra.py"
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [th.float64, th.float32])
 @pytest.mark.parametrize("name", ["tanh", "relu", "cnn", "policy", "value"])
-def test_95_of_100_intervals_hold_the_truth(name, dtype):
+def test_95_of_100_intervals_hold_the_truth(name: str, dtype: th.dtype) -> None:
     for row in runpy.run_path(str(BENCHMARK))["coverage"](name, dtype, trials=200):
         assert row["inside"] >= 0.95, row
         # No wider than the bounds on epsilon-ranks that were there before, where these held the truth as often.

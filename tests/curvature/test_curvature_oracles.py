@@ -1,5 +1,8 @@
 """The same model, loss and data in two other libraries (the ``test`` extra)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -14,19 +17,19 @@ LABELS = th.arange(30) % 3
 SIZES = (6, 10, 8, 3)
 
 
-def functional(net):
+def functional(net: nn.Sequential) -> Callable[..., Any]:
     return lambda params, inputs: th.func.functional_call(net, params, (inputs,))
 
 
-def mse(net):
+def mse(net: nn.Sequential) -> Callable[..., Any]:
     return lambda params, batch: F.mse_loss(functional(net)(params, batch[0]), batch[1])
 
 
-def dense(operator, size):
+def dense(operator: Any, size: int) -> np.ndarray:
     return (operator @ th.eye(size, dtype=th.float64)).detach().numpy()
 
 
-def test_hessian_and_ggn_against_curvlinops():
+def test_hessian_and_ggn_against_curvlinops() -> None:
     curvlinops = pytest.importorskip("curvlinops")
     net = mlp(*SIZES)
     params, data = named(net), [(INPUTS, TARGETS)]
@@ -41,7 +44,7 @@ def test_hessian_and_ggn_against_curvlinops():
     np.testing.assert_allclose(expand(ours), theirs, atol=1e-12 * theirs[-1])
 
 
-def test_cross_entropy_ggn_against_curvlinops():
+def test_cross_entropy_ggn_against_curvlinops() -> None:
     curvlinops = pytest.importorskip("curvlinops")
     net = mlp(*SIZES, activation=nn.ReLU)
     params = named(net)
@@ -55,7 +58,7 @@ def test_cross_entropy_ggn_against_curvlinops():
 
 
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
-def test_kfac_against_curvlinops(kind):
+def test_kfac_against_curvlinops(kind: str) -> None:
     curvlinops = pytest.importorskip("curvlinops")
     if kind == "linear":
         net, inputs = mlp(*SIZES), INPUTS
@@ -79,7 +82,7 @@ def test_kfac_against_curvlinops(kind):
     np.testing.assert_allclose(expand(ours), theirs, atol=1e-10 * theirs[-1])
 
 
-def test_lanczos_against_hessian_eigenthings():
+def test_lanczos_against_hessian_eigenthings() -> None:
     library = pytest.importorskip("hessian_eigenthings")
     net = mlp(*SIZES)
     params, batch = named(net), (INPUTS, TARGETS)
@@ -98,7 +101,7 @@ def test_lanczos_against_hessian_eigenthings():
     np.testing.assert_allclose(ours.weights[0], vectors[0] ** 2, atol=1e-8)
 
 
-def test_ggn_against_hessian_eigenthings():
+def test_ggn_against_hessian_eigenthings() -> None:
     library = pytest.importorskip("hessian_eigenthings")
     net = mlp(*SIZES)
     operator = library.GGNOperator(

@@ -15,10 +15,10 @@ CONVOLUTION = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Line
     "net, shape",
     [(mlp(4, 6, 3), (5, 4)), (mlp(4, 6, 3, activation=nn.ReLU), (40, 4)), (CONVOLUTION, (4, 1, 3, 3))],
 )
-def test_against_an_explicit_jacobian(net, shape):
+def test_against_an_explicit_jacobian(net: nn.Sequential, shape: tuple[int, ...]) -> None:
     inputs = randn(*shape, seed=1)
 
-    def output_fn(params, inputs):
+    def output_fn(params: dict[str, th.Tensor], inputs: th.Tensor) -> th.Tensor:
         return th.func.functional_call(net, params, (inputs,))
 
     jacobian = dense_jacobian(output_fn, named(net), inputs).flatten(0, 1)
@@ -32,7 +32,7 @@ def test_against_an_explicit_jacobian(net, shape):
     assert again.largest == pytest.approx(float(spectrum.largest), rel=1e-6)
 
 
-def test_a_linear_model_has_the_gram_matrix_of_its_inputs():
+def test_a_linear_model_has_the_gram_matrix_of_its_inputs() -> None:
     inputs = randn(3, 5)
     spectrum = entk_spectrum(lambda p, x: x @ p["w"], {"w": randn(5, 2, seed=1)}, inputs)
     # Each of the two outputs has the same kernel.
@@ -40,6 +40,6 @@ def test_a_linear_model_has_the_gram_matrix_of_its_inputs():
     np.testing.assert_allclose(np.sort(spectrum.nodes[0])[-6:], expected, rtol=1e-12)
 
 
-def test_bad_outputs():
+def test_bad_outputs() -> None:
     with pytest.raises(ValueError, match=r"output_fn must return a tensor of shape \(N, C\), got \(3,\)"):
         entk_spectrum(lambda p, x: x @ p["w"], {"w": randn(5)}, randn(3, 5))

@@ -9,7 +9,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "curvature_digits.py"
 
 
-def test_example(monkeypatch, capsys, tmp_path):
+def test_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     figure = tmp_path / "digits.png"
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--epochs", "1", "--plot", str(figure)])

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,14 +26,14 @@ from sb3_plasticity.curvature import ProblemTooLargeError, ggn_spectrum
 from sb3_plasticity.curvature.jacobian import weighted_jacobian
 
 
-def functional(net):
+def functional(net: nn.Module) -> Callable[..., Any]:
     return lambda params, inputs: th.func.functional_call(net, params, (inputs,))
 
 
 @pytest.mark.parametrize("n_samples", [1, 4, 60])
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_mlp(n_samples, diagonal, activation):
+def test_mlp(n_samples: int, diagonal: bool, activation: type[nn.Module]) -> None:
     # 103 parameters: fewer and more of them than rows.
     net = mlp(5, 7, 5, 3, 1, 3, activation=activation)
     inputs, hessian = randn(n_samples, 5, seed=1), psd(n_samples, 3)
@@ -40,7 +42,7 @@ def test_mlp(n_samples, diagonal, activation):
     assert_same_spectrum(spectrum, dense_ggn(functional(net), named(net), inputs, hessian))
 
 
-def test_softmax_loss_of_a_linear_model_is_its_hessian():
+def test_softmax_loss_of_a_linear_model_is_its_hessian() -> None:
     net = mlp(4, 3)
     inputs, labels = randn(9, 4, seed=1), th.arange(9) % 3
     probs = F.softmax(net(inputs), 1).detach()
@@ -55,21 +57,21 @@ def test_softmax_loss_of_a_linear_model_is_its_hessian():
 class Patches(nn.Module):
     """Convolutions of all sorts: strided and padded, dilated, grouped and padded by name (these two are no layers)."""
 
-    def __init__(self, groups=1, padding=1):
+    def __init__(self, groups: int = 1, padding: int = 1) -> None:
         super().__init__()
         self.first = nn.Conv2d(2, 4, 3, stride=2, padding=padding)
         self.second = nn.Conv2d(4, 4, 2, dilation=2, groups=groups, bias=groups == 1)
         self.third = nn.Conv2d(4, 2, 3, padding="same") if groups == 2 else nn.Conv2d(4, 2, 1)
         self.head = nn.Linear(8, 3)
 
-    def forward(self, x):
+    def forward(self, x: th.Tensor) -> th.Tensor:
         x = F.relu(self.first(x), inplace=True)
         x = th.tanh(self.second(x))
         return self.head(self.third(x).flatten(1))
 
 
 @pytest.mark.parametrize("groups, n_layers, n_others", [(1, 4, 0), (2, 2, 3)])
-def test_convolutions(groups, n_layers, n_others):
+def test_convolutions(groups: int, n_layers: int, n_others: int) -> None:
     net = randomise(Patches(groups))
     inputs, hessian = randn(4, 2, 7, 7), psd(4, 3)
     spectrum = ggn_spectrum(functional(net), named(net), inputs, hessian)
@@ -81,7 +83,7 @@ def test_convolutions(groups, n_layers, n_others):
 class Zoo(nn.Module):
     """Parameters used in ways of their own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(5, 4)
         self.tied = nn.Linear(4, 4)
@@ -91,7 +93,7 @@ class Zoo(nn.Module):
         self.unused = nn.Parameter(th.empty(6))
         self.shift = nn.Parameter(th.empty(2))
 
-    def forward(self, tokens):
+    def forward(self, tokens: th.Tensor) -> th.Tensor:
         x = self.embedding(tokens)  # (N, 3, 4)
         x = th.tanh(self.tied(x))
         x = self.tied(x)  # a second call
@@ -100,7 +102,7 @@ class Zoo(nn.Module):
         return F.linear(x, th.eye(2, dtype=x.dtype), self.shift)  # a bias without a weight
 
 
-def test_parameters_used_in_any_way():
+def test_parameters_used_in_any_way() -> None:
     net = randomise(Zoo())
     inputs, hessian = th.tensor([[0, 1, 2], [3, 3, 0], [1, 0, 4], [2, 2, 2]]), psd(4, 2)
     spectrum = ggn_spectrum(functional(net), named(net), inputs, hessian)
@@ -114,9 +116,9 @@ def test_parameters_used_in_any_way():
     assert set(jacobian.others) == {"embedding.weight", "norm.weight", "norm.bias", "matrix"}
 
 
-def test_weight_used_as_a_layer_and_otherwise():
+def test_weight_used_as_a_layer_and_otherwise() -> None:
     # Tied to its own transpose: half of the use is not seen as a layer, so none of it may be.
-    def output_fn(params, x):
+    def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         hidden = th.tanh(F.linear(x, params["w"], params["b"]))
         return hidden @ params["w"] + F.linear(hidden, params["v"], params["b"][:2])
 
@@ -128,8 +130,8 @@ def test_weight_used_as_a_layer_and_otherwise():
     assert [layer.names for layer in jacobian.layers] == [("v",)]
 
 
-def test_one_weight_with_two_biases():
-    def output_fn(params, x):
+def test_one_weight_with_two_biases() -> None:
+    def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         return F.linear(th.tanh(F.linear(x, params["w"], params["b"])), params["w"], params["c"])
 
     params = {"w": randn(3, 3), "b": randn(3, seed=1), "c": randn(3, seed=2)}
@@ -139,12 +141,12 @@ def test_one_weight_with_two_biases():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_batch_normalisation(training):
+def test_batch_normalisation(training: bool) -> None:
     # In training mode a sample's outputs depend on the whole batch: the layer before is then no sum over samples.
     net = randomise(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))).train(training)
     inputs, hessian = randn(6, 3, seed=1), psd(6, 2)
 
-    def output_fn(params, x):
+    def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         return th.func.functional_call(net, params, (x,))
 
     spectrum = ggn_spectrum(output_fn, named(net), inputs, hessian)
@@ -153,11 +155,11 @@ def test_batch_normalisation(training):
     assert len(jacobian.layers) == (1 if training else 2)
 
 
-def test_recurrent_network():
+def test_recurrent_network() -> None:
     lstm, head = randomise(nn.LSTM(3, 4)), mlp(4, 2)
     params = {"lstm." + k: v for k, v in named(lstm).items()} | {"head." + k: v for k, v in named(head).items()}
 
-    def output_fn(params, x):
+    def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         hidden, _ = th.func.functional_call(lstm, {k[5:]: v for k, v in params.items() if k.startswith("lstm.")}, (x,))
         return functional(head)({k[5:]: v for k, v in params.items() if k.startswith("head.")}, hidden)
 
@@ -167,10 +169,10 @@ def test_recurrent_network():
     assert_same_spectrum(spectrum, dense_ggn(output_fn, params, inputs, hessian))
 
 
-def test_gaussian_policy_with_a_free_standard_deviation():
+def test_gaussian_policy_with_a_free_standard_deviation() -> None:
     net = mlp(4, 8, 3)
 
-    def output_fn(params, x):
+    def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         mean = functional(net)({k: v for k, v in params.items() if k != "log_std"}, x)
         return th.cat([mean, params["log_std"].expand_as(mean)], 1)
 
@@ -184,10 +186,10 @@ def test_gaussian_policy_with_a_free_standard_deviation():
     assert np.isclose(spectrum.nodes[0], 2.0, rtol=1e-12).sum() == 3
 
 
-def test_separate_networks_are_treated_apart():
+def test_separate_networks_are_treated_apart() -> None:
     policy, value = mlp(3, 5, 2), mlp(3, 4, 1, seed=1)
 
-    def output_fn(params, x):
+    def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         first = functional(policy)({k[2:]: v for k, v in params.items() if k.startswith("p.")}, x)
         second = functional(value)({k[2:]: v for k, v in params.items() if k.startswith("v.")}, x)
         return th.cat([first, second], 1)
@@ -203,7 +205,7 @@ def test_separate_networks_are_treated_apart():
     assert joint.trace == pytest.approx(sum(part.trace for part in apart), rel=1e-12)
 
 
-def test_one_layer():
+def test_one_layer() -> None:
     net = mlp(5, 6, 4, 2)
     inputs, hessian = randn(8, 5, seed=1), psd(8, 2)
     for names in (("2.weight", "2.bias"), ("2.weight",), ("0.bias",), ("4.weight", "4.bias")):
@@ -213,7 +215,7 @@ def test_one_layer():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(None, 2e-6), (th.float64, 1e-12)])
-def test_float32_model(dtype, tolerance):
+def test_float32_model(dtype: th.dtype | None, tolerance: float) -> None:
     net = mlp(5, 20, 20, 3, dtype=th.float32)
     inputs, hessian = randn(12, 5, seed=1, dtype=th.float32), psd(12, 3).float()
     spectrum = ggn_spectrum(functional(net), named(net), inputs, hessian, dtype=dtype)
@@ -221,7 +223,7 @@ def test_float32_model(dtype, tolerance):
     assert_same_spectrum(spectrum, dense_ggn(functional(net), params, inputs.double(), hessian.double()), tolerance)
 
 
-def test_zero_curvature():
+def test_zero_curvature() -> None:
     net = mlp(3, 4, 2)
     spectrum = ggn_spectrum(functional(net), named(net), randn(5, 3), th.zeros(5, 2, dtype=th.float64))
     assert not spectrum.nodes.any() and spectrum.dim == 26
@@ -232,7 +234,7 @@ def test_zero_curvature():
     assert spectrum.largest == pytest.approx(1.0)
 
 
-def test_leaves_no_trace():
+def test_leaves_no_trace() -> None:
     net = mlp(3, 4, 2)
     params = dict(net.named_parameters())
     state = th.get_rng_state()
@@ -245,7 +247,7 @@ def test_leaves_no_trace():
     assert all(value.grad is None for value in params.values())
 
 
-def test_bad_input():
+def test_bad_input() -> None:
     net = mlp(3, 4, 2)
     call = functional(net)
     ones = th.ones(5, 2, dtype=th.float64)
@@ -265,13 +267,13 @@ def test_bad_input():
         ggn_spectrum(call, named(net), randn(5, 3), ones * float("inf"))
 
 
-def test_too_large_problems_say_how_many_samples_fit():
+def test_too_large_problems_say_how_many_samples_fit() -> None:
     net = mlp(3, 4, 2)
     with pytest.raises(ProblemTooLargeError, match="3000 samples x 2 outputs") as error:
         ggn_spectrum(functional(net), named(net), randn(3000, 3), th.ones(3000, 2))
     assert error.value.max_samples == 2048
 
-    def embedded(params, x):
+    def embedded(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         return params["table"][x].sum(1, keepdim=True)
 
     # Explicit Jacobian of 100,000 columns: 400 samples fit.
@@ -282,7 +284,7 @@ def test_too_large_problems_say_how_many_samples_fit():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory in kB is Linux's")
-def test_peak_memory_of_256_samples_and_8_outputs():
+def test_peak_memory_of_256_samples_and_8_outputs() -> None:
     script = """
 import resource, torch as th
 from torch import nn
@@ -297,7 +299,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(result.stdout) < 500_000
 
 
-def test_eigenvalues_helper_agrees_with_numpy():
+def test_eigenvalues_helper_agrees_with_numpy() -> None:
     # The oracle itself, once.
     matrix = randn(6, 6)
     matrix = matrix @ matrix.T

@@ -1,6 +1,8 @@
 """Stochastic Lanczos against dense Hessians, known spectra and random matrix theory."""
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,24 +11,25 @@ from curvature_dense import assert_same_spectrum, dense_hessian, eigenvalues, ex
 from torch import nn
 
 from sb3_plasticity.curvature import hessian_spectrum, hessian_vector_product
+from sb3_plasticity.curvature.spectrum import Spectrum
 
 NET = mlp(5, 7, 6, 3)
 BATCH = (randn(20, 5, seed=1), randn(20, 3, seed=2))
 
 
-def mse(params, batch):
+def mse(params: dict[str, th.Tensor], batch: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
     return (th.func.functional_call(NET, params, (batch[0],)) - batch[1]).square().mean()
 
 
-def quadratic(params, matrix):
+def quadratic(params: dict[str, th.Tensor], matrix: th.Tensor) -> th.Tensor:
     return 0.5 * params["p"] @ matrix @ params["p"]
 
 
-def spectrum_of(matrix, **kwargs):
+def spectrum_of(matrix: th.Tensor, **kwargs: Any) -> Spectrum:
     return hessian_spectrum(quadratic, {"p": randn(len(matrix), seed=9, dtype=matrix.dtype)}, matrix, **kwargs)
 
 
-def test_as_many_steps_as_parameters_give_the_dense_spectrum():
+def test_as_many_steps_as_parameters_give_the_dense_spectrum() -> None:
     matrix = dense_hessian(mse, named(NET), BATCH)
     assert_same_spectrum(hessian_spectrum(mse, named(NET), BATCH, steps=len(matrix)), matrix)
     # More steps than parameters are as many; every draw would be the same.
@@ -36,10 +39,10 @@ def test_as_many_steps_as_parameters_give_the_dense_spectrum():
     assert_same_spectrum(spectrum, matrix)
 
 
-def test_convolutional_network():
+def test_convolutional_network() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)).double()
 
-    def loss_fn(params, batch):
+    def loss_fn(params: dict[str, th.Tensor], batch: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
         return nn.functional.cross_entropy(th.func.functional_call(net, params, (batch[0],)), batch[1])
 
     batch = (randn(6, 2, 4, 4), th.tensor([0, 1, 1, 0, 1, 0]))
@@ -49,12 +52,12 @@ def test_convolutional_network():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(th.float64, 1e-12), (None, 1e-5)])
-def test_float32_model_in_float64(dtype, tolerance):
+def test_float32_model_in_float64(dtype: th.dtype | None, tolerance: float) -> None:
     params = {name: value.float() for name, value in named(NET).items()}
     batch = tuple(part.float() for part in BATCH)
     seen = set()
 
-    def loss_fn(params, batch):
+    def loss_fn(params: dict[str, th.Tensor], batch: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
         seen.update(value.dtype for value in (*params.values(), *batch))
         return mse(params, batch)
 
@@ -65,7 +68,7 @@ def test_float32_model_in_float64(dtype, tolerance):
     assert all(value.dtype == th.float32 and value.grad is None for value in params.values())
 
 
-def test_few_steps_find_the_ends_and_moments():
+def test_few_steps_find_the_ends_and_moments() -> None:
     matrix = dense_hessian(mse, named(NET), BATCH)
     values = eigenvalues(matrix)
     spectrum = hessian_spectrum(mse, named(NET), BATCH, steps=30, draws=1, seed=3)
@@ -80,7 +83,7 @@ def test_few_steps_find_the_ends_and_moments():
         assert (spectrum.weights * spectrum.nodes**power).sum() == pytest.approx(float(moment), rel=1e-10)
 
 
-def test_draws_estimate_the_trace_with_its_error():
+def test_draws_estimate_the_trace_with_its_error() -> None:
     values = eigenvalues(dense_hessian(mse, named(NET), BATCH))
     spectrum = hessian_spectrum(mse, named(NET), BATCH, steps=20, draws=50)
     assert spectrum.nodes.shape == (50, 20)
@@ -91,7 +94,7 @@ def test_draws_estimate_the_trace_with_its_error():
     assert abs(rank - true_rank) < 4 * rank.standard_error + 0.03
 
 
-def test_one_layer():
+def test_one_layer() -> None:
     params = named(NET)
     layer = {name: params[name] for name in ("2.weight", "2.bias")}
     matrix = dense_hessian(mse, layer, BATCH)
@@ -99,14 +102,14 @@ def test_one_layer():
     assert_same_spectrum(hessian_spectrum(mse, layer, BATCH, steps=48), matrix)
 
 
-def test_quadratic_with_known_eigenvalues():
+def test_quadratic_with_known_eigenvalues() -> None:
     values = np.concatenate([np.linspace(-3, -1, 5), np.linspace(0.5, 20, 35)])
     basis, _ = th.linalg.qr(randn(40, 40))
     matrix = basis @ th.diag(th.tensor(values)) @ basis.T
     assert_same_spectrum(spectrum_of((matrix + matrix.T) / 2, steps=40), th.diag(th.tensor(values)))
 
 
-def test_breakdown_in_an_invariant_subspace_is_exact():
+def test_breakdown_in_an_invariant_subspace_is_exact() -> None:
     # Low rank: after 4 steps the Krylov space is closed, the complement holds only zeros.
     factor = randn(60, 3)
     matrix = factor @ factor.T
@@ -122,7 +125,7 @@ def test_breakdown_in_an_invariant_subspace_is_exact():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 25, 49, 50])
-def test_repeated_eigenvalues(steps):
+def test_repeated_eigenvalues(steps: int) -> None:
     # Two eigenvalues, 25 times each: every second step closes a space. No step count may invent a third one.
     matrix = th.diag(th.tensor([1.0, -1.0] * 25, dtype=th.float64))
     spectrum = spectrum_of(matrix, steps=steps, draws=4)
@@ -132,14 +135,14 @@ def test_repeated_eigenvalues(steps):
     assert np.isfinite(spectrum.weights).all()
 
 
-def test_multiples_of_the_identity_and_zero():
+def test_multiples_of_the_identity_and_zero() -> None:
     spectrum = spectrum_of(3 * th.eye(12, dtype=th.float64), steps=5)
     np.testing.assert_allclose(spectrum.nodes, 3, rtol=1e-14)
     zero = spectrum_of(th.zeros(12, 12, dtype=th.float64), steps=5)
     assert not zero.nodes.any() and zero.effective_rank() == 1 and zero.negative_fraction == 0
 
 
-def test_epsilon_rank_of_a_known_spectrum_below_any_grid():
+def test_epsilon_rank_of_a_known_spectrum_below_any_grid() -> None:
     # 3 at 1e3, 40 at 1e-4, 57 at 1e-7: the step of a 10,000-point grid over the range is 0.1.
     values = th.tensor([1e3] * 3 + [1e-4] * 40 + [1e-7] * 57, dtype=th.float64)
     exact = spectrum_of(th.diag(values), steps=100)
@@ -154,13 +157,15 @@ def test_epsilon_rank_of_a_known_spectrum_below_any_grid():
     assert top == pytest.approx(3, abs=1e-6)
 
 
-def smoothed(density, support, grid, bandwidth):
+def smoothed(
+    density: Callable[..., Any], support: tuple[float, float], grid: np.ndarray, bandwidth: float
+) -> np.ndarray:
     points = np.linspace(*support, 4001)
     kernel = np.exp(-0.5 * ((grid[:, None] - points) / bandwidth) ** 2) / (bandwidth * np.sqrt(2 * np.pi))
     return np.trapezoid(kernel * density(points), points, axis=1)
 
 
-def test_wishart_follows_marchenko_pastur():
+def test_wishart_follows_marchenko_pastur() -> None:
     n_samples, dim = 1600, 800
     data = randn(n_samples, dim, seed=5)
     params = {"p": randn(dim, seed=6)}
@@ -182,7 +187,7 @@ def test_wishart_follows_marchenko_pastur():
     assert spectrum.epsilon_rank(1.0) == pytest.approx(share, abs=0.02)
 
 
-def test_goe_follows_the_semicircle():
+def test_goe_follows_the_semicircle() -> None:
     dim = 800
     matrix = randn(dim, dim, seed=7)
     matrix = (matrix + matrix.T) / (2 * dim) ** 0.5
@@ -195,12 +200,12 @@ def test_goe_follows_the_semicircle():
     assert spectrum.epsilon_rank(1.0) == pytest.approx(1 - (1 / 3 + 3**0.5 / (2 * np.pi)), abs=0.03)
 
 
-def test_lstm_by_double_backward():
+def test_lstm_by_double_backward() -> None:
     net = nn.LSTM(3, 4, batch_first=True)
     params = {name: randn(*value.shape, seed=4, dtype=th.float32) * 0.4 for name, value in net.named_parameters()}
     inputs = randn(2, 5, 3, dtype=th.float32)
 
-    def loss_fn(params, batch):
+    def loss_fn(params: dict[str, th.Tensor], batch: th.Tensor) -> th.Tensor:
         return th.func.functional_call(net, params, (batch,))[0].square().mean()
 
     matrix = dense_hessian(loss_fn, {k: v.double() for k, v in params.items()}, inputs.double())
@@ -208,7 +213,7 @@ def test_lstm_by_double_backward():
     assert spectrum.largest == pytest.approx(eigenvalues(matrix)[-1], rel=1e-4)
 
 
-def test_hessian_vector_product():
+def test_hessian_vector_product() -> None:
     params = named(NET)
     vector = {name: randn(*value.shape, seed=8) for name, value in params.items()}
     product = hessian_vector_product(mse, params, BATCH, vector)
@@ -219,8 +224,8 @@ def test_hessian_vector_product():
         hessian_vector_product(mse, params, BATCH, {"0.weight": vector["0.weight"]})
 
 
-def test_unused_and_linear_parameters_have_zero_curvature():
-    def loss_fn(params, _):
+def test_unused_and_linear_parameters_have_zero_curvature() -> None:
+    def loss_fn(params: dict[str, th.Tensor], _) -> th.Tensor:
         return params["square"].square().sum() + 3 * params["linear"].sum()
 
     params = {"square": randn(3), "linear": randn(4), "unused": randn(2)}
@@ -232,7 +237,7 @@ def test_unused_and_linear_parameters_have_zero_curvature():
     assert not linear.nodes.any()
 
 
-def test_reproducible_and_leaves_no_trace():
+def test_reproducible_and_leaves_no_trace() -> None:
     params = {name: value.requires_grad_() for name, value in named(NET).items()}
     before = {name: value.detach().clone() for name, value in params.items()}
     th.manual_seed(5)
@@ -252,7 +257,7 @@ def test_reproducible_and_leaves_no_trace():
     assert all(th.equal(before[name], params[name]) and params[name].grad is None for name in params)
 
 
-def test_bad_input():
+def test_bad_input() -> None:
     params = named(NET)
     with pytest.raises(ValueError, match="`steps` must be a whole number >= 1, got 0"):
         hessian_spectrum(mse, params, BATCH, steps=0)
@@ -268,7 +273,7 @@ def test_bad_input():
         hessian_spectrum(lambda p, b: th.zeros(()), params, BATCH)
 
 
-def test_nan_is_named():
+def test_nan_is_named() -> None:
     params = named(NET)
     with pytest.raises(FloatingPointError, match="the loss"):
         hessian_spectrum(lambda p, b: mse(p, b) * float("nan"), params, BATCH)

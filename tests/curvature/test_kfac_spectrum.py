@@ -1,5 +1,8 @@
 """Equation (1): Kronecker factors by hand, and equality with the GGN where theory has it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -20,11 +23,11 @@ from torch import nn
 from sb3_plasticity.curvature import ggn_spectrum, kfac_spectrum
 
 
-def functional(net):
+def functional(net: nn.Sequential) -> Callable[..., Any]:
     return lambda params, inputs: th.func.functional_call(net, params, (inputs,))
 
 
-def test_equation_one_by_hand():
+def test_equation_one_by_hand() -> None:
     # Forward and backward through two layers, written out; the bias is the weight of an input that is always 1.
     net = mlp(3, 4, 2)
     inputs, hessian = randn(6, 3, seed=1), psd(6, 2)
@@ -44,7 +47,7 @@ def test_equation_one_by_hand():
     np.testing.assert_allclose(expand(spectrum), expected, rtol=0, atol=1e-13 * expected[-1])
 
 
-def test_one_sample_equals_the_ggn_layer_by_layer():
+def test_one_sample_equals_the_ggn_layer_by_layer() -> None:
     net = mlp(4, 6, 5, 3)
     inputs, hessian = randn(1, 4, seed=1), psd(1, 3)
     blocks = []
@@ -58,7 +61,7 @@ def test_one_sample_equals_the_ggn_layer_by_layer():
     np.testing.assert_allclose(expand(whole), expected, atol=1e-12 * expected[-1])
 
 
-def test_linear_layer_with_independent_factors_equals_the_ggn():
+def test_linear_layer_with_independent_factors_equals_the_ggn() -> None:
     # Every input meets every output Hessian once: the two are independent in this sample.
     net = mlp(4, 3)
     inputs, hessians = randn(5, 4, seed=1), psd(6, 3)
@@ -73,7 +76,7 @@ def test_linear_layer_with_independent_factors_equals_the_ggn():
     assert abs(difference) > 1e-3
 
 
-def test_regression_with_a_linear_layer_equals_the_ggn():
+def test_regression_with_a_linear_layer_equals_the_ggn() -> None:
     # A constant output Hessian is independent of anything.
     net = mlp(5, 2)
     inputs, hessian = randn(20, 5, seed=1), th.full((20, 2), 2.0, dtype=th.float64)
@@ -81,7 +84,7 @@ def test_regression_with_a_linear_layer_equals_the_ggn():
     assert_same_spectrum(kfac_spectrum(functional(net), named(net), inputs, hessian), matrix)
 
 
-def test_convolution_by_hand():
+def test_convolution_by_hand() -> None:
     # A 1 x 1 convolution is a linear layer at every position: first factor summed over them, second averaged.
     net = randomise(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()))
     inputs, hessian = randn(5, 3, 2, 2, seed=1), psd(5, 8)
@@ -94,12 +97,12 @@ def test_convolution_by_hand():
     np.testing.assert_allclose(expand(spectrum), expected, atol=1e-12 * expected[-1])
 
 
-def test_other_parameters_have_their_exact_block():
+def test_other_parameters_have_their_exact_block() -> None:
     net = mlp(4, 5, 2)
 
     log_std = randn(2, seed=1)
 
-    def output_fn(params, x):
+    def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         mean = functional(net)({k: v for k, v in params.items() if k != "log_std"}, x)
         return th.cat([mean, params.get("log_std", log_std).expand_as(mean)], 1)
 
@@ -112,7 +115,7 @@ def test_other_parameters_have_their_exact_block():
     np.testing.assert_allclose(expand(with_it), expected, atol=1e-12 * expected[-1])
 
 
-def test_trace_of_one_output_factorises():
+def test_trace_of_one_output_factorises() -> None:
     # tr(A x G) = E|a|^2 E|g|^2, against a dense Jacobian.
     net = mlp(4, 6, 1, activation=nn.ReLU)
     inputs = randn(9, 4, seed=1)
@@ -128,7 +131,7 @@ def test_trace_of_one_output_factorises():
     )
 
 
-def test_float32_model_in_float64():
+def test_float32_model_in_float64() -> None:
     net = mlp(5, 20, 3, dtype=th.float32)
     inputs, hessian = randn(12, 5, seed=1, dtype=th.float32), psd(12, 3).float()
     double = {name: value.double() for name, value in named(net).items()}
@@ -139,7 +142,7 @@ def test_float32_model_in_float64():
     np.testing.assert_allclose(expand(rough), expand(expected), atol=1e-5 * expected.largest)
 
 
-def test_bad_input():
+def test_bad_input() -> None:
     net = mlp(3, 2)
     with pytest.raises(ValueError, match="the network has none"):
         kfac_spectrum(functional(net), {}, randn(5, 3), th.ones(5, 2))
@@ -147,7 +150,7 @@ def test_bad_input():
         kfac_spectrum(functional(net), named(net), randn(5, 3) * float("nan"), th.ones(5, 2))
 
 
-def test_ggn_and_kfac_agree_on_the_trace_of_a_single_layer_network_with_one_input():
+def test_ggn_and_kfac_agree_on_the_trace_of_a_single_layer_network_with_one_input() -> None:
     # One input everywhere: its second moment is constant, so the factors are independent.
     net = mlp(3, 4)
     inputs, hessian = randn(1, 3, seed=1).expand(8, 3), psd(8, 4)

@@ -1,5 +1,8 @@
 """Recorded Hessian-vector products equal the unrecorded ones, and fall back to them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch as th
 from curvature_dense import mlp, named, randn, randomise
@@ -8,7 +11,7 @@ from torch import nn
 from sb3_plasticity.curvature.linear_map import record
 
 
-def double_backward(net, inputs):
+def double_backward(net: nn.Sequential, inputs: th.Tensor) -> tuple[Callable[..., Any], list[th.Tensor]]:
     params = {name: value.requires_grad_() for name, value in named(net).items()}
     loss = th.func.functional_call(net, params, (inputs,)).square().mean()
     grads = th.autograd.grad(loss, list(params.values()), create_graph=True)
@@ -19,7 +22,7 @@ def double_backward(net, inputs):
 
 
 class Convolution(nn.Sequential):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(nn.Conv2d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 2))
 
 
@@ -28,7 +31,7 @@ class Convolution(nn.Sequential):
     "net, shape",
     [(mlp(9, 30, 20, 5), (40, 9)), (mlp(9, 30, 20, 5, activation=nn.ReLU), (40, 9)), (Convolution(), (8, 1, 3, 3))],
 )
-def test_replay_equals_the_function(net, shape, dtype, tolerance):
+def test_replay_equals_the_function(net: nn.Module, shape: tuple[int, ...], dtype: th.dtype, tolerance: float) -> None:
     net = randomise(net, dtype=dtype)
     function, example = double_backward(net, randn(*shape, dtype=dtype))
     replay = record(function, example)
@@ -39,12 +42,12 @@ def test_replay_equals_the_function(net, shape, dtype, tolerance):
         assert (found - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
 
 
-def test_products_of_slices_and_transposes():
+def test_products_of_slices_and_transposes() -> None:
     # Every layout that a factor can have: rows, columns, slices of a wider matrix, on either side.
     left, right = randn(20, 30, dtype=th.float32), randn(30, 10, dtype=th.float32)
     example = [randn(20, 8, dtype=th.float32), randn(30, 10, dtype=th.float32)]
 
-    def function(a, b):
+    def function(a: th.Tensor, b: th.Tensor) -> tuple[th.Tensor, ...]:
         return (left @ b, a.t() @ left, (a.t() @ left)[:, 3:9] @ right[:6], left.t()[3:23] @ a, th.zeros_like(a) + a)
 
     replay = record(function, example)
@@ -53,20 +56,20 @@ def test_products_of_slices_and_transposes():
         th.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_cannot_be_recorded_is_left_alone():
+def test_what_cannot_be_recorded_is_left_alone() -> None:
     example = [randn(4)]
 
-    def in_place(a):
+    def in_place(a: th.Tensor) -> None:
         return (a.clone().mul_(2),)
 
-    def depends_on_its_example(a):
+    def depends_on_its_example(a: th.Tensor) -> None:
         return (a * float(a.sum()),)
 
     assert record(in_place, example) is in_place
     assert record(depends_on_its_example, example) is depends_on_its_example
 
 
-def test_recording_draws_no_random_numbers():
+def test_recording_draws_no_random_numbers() -> None:
     function, example = double_backward(mlp(3, 4, 2), randn(5, 3))
     state = th.get_rng_state()
     record(function, example)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from sb3_plasticity.curvature import Measure, Spectrum, load_spectra, loggable
 TEN = Spectrum.from_eigenvalues([4.0, 1.0, -1.0], dim=10)
 
 
-def test_measures_by_hand():
+def test_measures_by_hand() -> None:
     assert TEN.epsilon_rank(0.5) == pytest.approx(0.3)
     assert TEN.epsilon_rank(1.0) == pytest.approx(0.1)  # strict
     assert TEN.epsilon_rank(0.5, normalized=False) == pytest.approx(3)
@@ -32,14 +33,14 @@ def test_measures_by_hand():
     assert Spectrum.from_eigenvalues([], dim=6).epsilon_rank(0.1, relative=True) == 0.0
 
 
-def test_effective_rank_counts_multiplicity():
+def test_effective_rank_counts_multiplicity() -> None:
     # One node of weight 1/2 stands for 50 of 100 eigenvalues.
     spectrum = Spectrum(np.array([[0.0, 3.0]]), np.array([[0.5, 0.5]]), 100)
     assert spectrum.effective_rank() == pytest.approx(50, rel=1e-12)
     assert spectrum.trace == pytest.approx(150)
 
 
-def test_standard_errors():
+def test_standard_errors() -> None:
     assert TEN.trace.standard_error == 0.0 and (TEN.trace.low, TEN.trace.high) == (4.0, 4.0)
     # v^T A v of a random direction v in n dimensions has variance 2 / (n (n + 2)) (tr A^2 - (tr A)^2 / n).
     single = Spectrum(np.array([[0.0, 3.0]]), np.array([[0.5, 0.5]]), 4)
@@ -56,7 +57,7 @@ def test_standard_errors():
     assert pair.epsilon_rank(0.5, relative=True, normalized=False) == pytest.approx(1.5)
 
 
-def test_the_error_of_random_start_vectors():
+def test_the_error_of_random_start_vectors() -> None:
     # Against 4,000 random directions of a diagonal matrix, whose weights are exactly the shares of the quadrature.
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(size=30), np.zeros(10)])
@@ -72,21 +73,21 @@ def test_the_error_of_random_start_vectors():
         assert found.standard_error == pytest.approx(np.std(estimates), rel=0.05)
 
 
-def test_what_is_logged():
+def test_what_is_logged() -> None:
     narrow, wide = Measure(0.5, low=0.4, high=0.6), Measure(0.5, low=0.1, high=0.9)
     assert loggable({"a": narrow, "b": wide, "c": Measure(1.0), "d": Measure(0.0, 0.0)}) == {
         "a": 0.5, "b_low": 0.1, "b_high": 0.9, "c": 1.0, "d": 0.0,
     }  # fmt: skip
 
 
-def test_measure_is_a_float_and_survives_pickling():
+def test_measure_is_a_float_and_survives_pickling() -> None:
     measure = Measure(2.0, 0.5)
     assert isinstance(measure, float) and measure + 1 == 3.0
     for twin in (pickle.loads(pickle.dumps(measure)), copy.deepcopy(measure)):
         assert twin == 2.0 and (twin.standard_error, twin.low, twin.high) == (0.5, measure.low, measure.high)
 
 
-def test_epsilon_rank_far_below_a_density_grid():
+def test_epsilon_rank_far_below_a_density_grid() -> None:
     # 10,000 grid points over [-1000, 1000] are 0.2 apart: no density can tell 1e-7 from 1e-5, nodes and weights can.
     values = [1000.0, -1000.0, *[1e-5] * 20, *[1e-7] * 30]
     spectrum = Spectrum.from_eigenvalues(values, dim=100)
@@ -100,12 +101,12 @@ def test_epsilon_rank_far_below_a_density_grid():
     assert on_grid == pytest.approx(100, rel=1e-2)  # the trap: everything seems to be above 1e-6
 
 
-def test_negative_fraction_ignores_rounding():
+def test_negative_fraction_ignores_rounding() -> None:
     spectrum = Spectrum.from_eigenvalues([1.0, -1e-9, -1e-3], dim=4, rounding=1e-6)
     assert spectrum.negative_fraction == pytest.approx(0.25)
 
 
-def test_density_integrates_to_one():
+def test_density_integrates_to_one() -> None:
     spectrum = Spectrum(np.array([[0.0, 3.0], [1.0, 5.0]]), np.array([[0.5, 0.5], [0.75, 0.25]]), 4)
     grid = np.linspace(-3, 8, 4001)
     density = spectrum.density(grid, bandwidth=0.3)
@@ -115,7 +116,7 @@ def test_density_integrates_to_one():
     assert peak == pytest.approx(0.125 / (0.1 * math.sqrt(2 * math.pi)), rel=1e-9)
 
 
-def test_arrays_are_float64_and_frozen():
+def test_arrays_are_float64_and_frozen() -> None:
     spectrum = Spectrum(np.array([[1, 2]]), np.array([[0.5, 0.5]], dtype=np.float32), 2)
     assert spectrum.nodes.dtype == spectrum.weights.dtype == np.float64
     with pytest.raises(ValueError, match="read-only"):
@@ -133,12 +134,12 @@ def test_arrays_are_float64_and_frozen():
         ([[1.0]], [[1.0]], 0, "`dim` must be a whole number >= 1, got 0"),
     ],
 )
-def test_bad_spectrum(nodes, weights, dim, message):
+def test_bad_spectrum(nodes: list[Any], weights: list[Any], dim: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Spectrum(np.array(nodes), np.array(weights), dim)
 
 
-def test_bad_arguments():
+def test_bad_arguments() -> None:
     for eps in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="`eps` must be"):
             TEN.epsilon_rank(eps)
@@ -148,7 +149,7 @@ def test_bad_arguments():
         Spectrum.from_eigenvalues([1.0, 2.0], dim=1)
 
 
-def test_save_and_load(tmp_path):
+def test_save_and_load(tmp_path: Path) -> None:
     info = {"step": np.int64(4096), "task_index": 2, "network": "policy", "kind": "ggn", "eps": np.array([0.1, 0.2])}
     rng = np.random.default_rng(0)
     weights = rng.random((3, 7))
@@ -177,7 +178,7 @@ def test_save_and_load(tmp_path):
     assert Spectrum.load(path).exact and Spectrum.load(path).dim == 10
 
 
-def test_load_and_save_refuse_what_they_cannot_hold(tmp_path):
+def test_load_and_save_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
     np.savez(tmp_path / "evaluations.npz", results=np.zeros(3))
     with pytest.raises(ValueError, match="no saved Spectrum"):
         Spectrum.load(tmp_path / "evaluations.npz")
@@ -186,7 +187,7 @@ def test_load_and_save_refuse_what_they_cannot_hold(tmp_path):
     assert not (tmp_path / "x.npz").exists()
 
 
-def test_load_spectra(tmp_path):
+def test_load_spectra(tmp_path: Path) -> None:
     for step, network in ((2000, "value"), (100, "policy"), (100, "value")):
         info = {"step": step, "task_index": step // 1000, "network": network, "kind": "ggn", "n_samples": 64}
         spectrum = Spectrum.from_eigenvalues([4.0, 1.0, -1.0], dim=10, info=info)
@@ -205,14 +206,14 @@ def test_load_spectra(tmp_path):
     assert table.spectrum[0].dim == 10
 
 
-def test_load_spectra_of_nothing(tmp_path):
+def test_load_spectra_of_nothing(tmp_path: Path) -> None:
     table = load_spectra(tmp_path)
     assert len(table) == 0 and "step" in table.columns
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_spectra(tmp_path / "nowhere")
 
 
-def test_runs_are_told_apart(tmp_path):
+def test_runs_are_told_apart(tmp_path: Path) -> None:
     for run in ("b/seed_1", "a"):
         for step in (200, 100):
             path = tmp_path / run / "curvature" / f"{step}.npz"
@@ -228,10 +229,10 @@ def test_runs_are_told_apart(tmp_path):
     )
 
 
-def test_a_failing_save_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failing_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = TEN.save(tmp_path / "x")
 
-    def full_disk(file, **arrays):
+    def full_disk(file: Path, **arrays: Any) -> None:
         Path(file).write_bytes(b"PK\x03\x04")
         raise OSError(28, "No space left on device")
 
@@ -243,7 +244,7 @@ def test_a_failing_save_leaves_what_was_there(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def damage(folder):
+def damage(folder: Path) -> list[str]:
     """Files of every kind that is no whole record; the names of those that a warning must name."""
     data = TEN.save(folder / "whole.npz").read_bytes()
     for length in (0, 1, 300, len(data) - 1):
@@ -259,7 +260,7 @@ def damage(folder):
     (folder / "dangling.npz").symlink_to(folder / "nowhere")
     (folder / "text.npz").write_text("no archive")
     with np.load(folder / "whole.npz") as file:
-        arrays = dict(file)
+        arrays: dict[str, Any] = dict(file)
     np.savez(folder / "format_only.npz", format=arrays["format"])
     np.savez(folder / "version.npz", **arrays | {"format": "sb3_plasticity.Spectrum/99"})
     np.savez(folder / "json.npz", **arrays | {"info": "{"})
@@ -268,7 +269,7 @@ def damage(folder):
     return [path.name for path in folder.iterdir() if path.name not in ("whole.npz", "evaluations.npz")]
 
 
-def test_damaged_files_are_passed_over_and_named(tmp_path):
+def test_damaged_files_are_passed_over_and_named(tmp_path: Path) -> None:
     names = damage(tmp_path)
     with pytest.warns(UserWarning, match="passed over damaged files") as caught:
         table = load_spectra(tmp_path)

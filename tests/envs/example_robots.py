@@ -1,5 +1,7 @@
 """A package of a stranger: a robot that this project does not know, one class and its formulas for many."""
 
+from typing import Any
+
 import numpy as np
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 
@@ -15,16 +17,16 @@ class DriftingPendulumEnv(NonStationaryMixin, InvertedPendulumEnv):
 class BatchedPendulum(BatchedRobot):
     """Formulas of ``InvertedPendulum-v5`` for many simulations."""
 
-    def position(self):
+    def position(self) -> np.ndarray:
         return self.qpos[:, :1].copy()
 
-    def outcome(self, before, actions):
+    def outcome(self, before: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         observations = self.observe()
         terminated = ~np.isfinite(observations).all(axis=1) | (np.abs(observations[:, 1]) > 0.2)
         alive = (~terminated).astype(int)
         return alive.astype(float), terminated, {"reward_survive": alive}
 
-    def reset_info(self, ids=slice(None)):
+    def reset_info(self, ids: range | list[int] = slice(None)) -> dict[str, Any]:
         return {}
 
 

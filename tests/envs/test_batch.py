@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_plasticity.callbacks.task_sync import TaskSyncCallback
 from sb3_plasticity.envs import Task
@@ -20,15 +22,15 @@ from sb3_plasticity.vec_env import MujocoBatchVecEnv, make_nonstationary_vec_env
 pytest.importorskip("mujoco.batch", reason="this MuJoCo has none", exc_type=ImportError)
 
 ROBOTS = [f"Slippery{name}-v0" for name in ("Ant", "HalfCheetah", "Hopper", "Walker2d", "Humanoid", "Swimmer")]
-CYCLE = {"kind": "cyclic", "values": [0.3, 2.3, 1.1], "period": 37}
+CYCLE: dict[str, Any] = {"kind": "cyclic", "values": [0.3, 2.3, 1.1], "period": 37}
 
 
-def pair(env_id, n_envs=3, seed=3, **keywords):
+def pair(env_id: str, n_envs: int = 3, seed: int = 3, **keywords: Any) -> list[VecEnv]:
     """The same environments in a DummyVecEnv and in a batch."""
     return [make_nonstationary_vec_env(env_id, n_envs, seed, backend, keywords) for backend in ("dummy", "batch")]
 
 
-def assert_same_info(one, other):
+def assert_same_info(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         if key == "episode":
@@ -38,7 +40,7 @@ def assert_same_info(one, other):
             np.testing.assert_array_equal(value, other[key], err_msg=key)
 
 
-def assert_same_reset(one, other):
+def assert_same_reset(one: VecEnv, other: MujocoBatchVecEnv) -> None:
     first, second = one.reset(), other.reset()
     assert first.dtype == second.dtype
     np.testing.assert_array_equal(first, second)
@@ -46,7 +48,9 @@ def assert_same_reset(one, other):
         assert_same_info(*infos)
 
 
-def assert_same_steps(one, other, steps, dtype=np.float32):
+def assert_same_steps(
+    one: DummyVecEnv, other: MujocoBatchVecEnv, steps: int, dtype: type[float] = np.float32
+) -> list[dict[str, Any]]:
     """Random actions, extreme ones, none and, over time, all of them on each simulation. Returns the ended episodes."""
     rng, episodes = np.random.default_rng(0), []
     space = one.action_space
@@ -70,7 +74,7 @@ def assert_same_steps(one, other, steps, dtype=np.float32):
 
 @pytest.mark.parametrize("switch", ["reset", "immediate"])
 @pytest.mark.parametrize("env_id", ROBOTS)
-def test_bit_equal_over_1100_steps(env_id, switch):
+def test_bit_equal_over_1100_steps(env_id: str, switch: str) -> None:
     dummy, batch = pair(env_id, n_envs=2, schedule=CYCLE, switch=switch)
     assert batch.observation_space == dummy.observation_space and batch.action_space == dummy.action_space
     assert_same_reset(dummy, batch)
@@ -83,7 +87,7 @@ def test_bit_equal_over_1100_steps(env_id, switch):
 
 @pytest.mark.parametrize("parameter", PARAMETERS)
 @pytest.mark.parametrize("env_id", ["SlipperyHopper-v0", "SlipperyHumanoid-v0", "NonStationaryAnt-v0"])
-def test_bit_equal_for_every_parameter(env_id, parameter):
+def test_bit_equal_for_every_parameter(env_id: str, parameter: str) -> None:
     dummy, batch = pair(env_id, parameter=parameter, schedule=CYCLE, switch="immediate")
     assert_same_reset(dummy, batch)
     assert_same_steps(dummy, batch, 120)
@@ -101,8 +105,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("env_id", ROBOTS)
 @pytest.mark.parametrize("terminate", [False, True])
-def test_bit_equal_under_the_parents_options(env_id, terminate):
-    keywords = {
+def test_bit_equal_under_the_parents_options(env_id: str, terminate: bool) -> None:
+    keywords: dict[str, Any] = {
         "exclude_current_positions_from_observation": terminate,
         "frame_skip": 3,
         "ctrl_cost_weight": 0.3,
@@ -122,22 +126,26 @@ def test_bit_equal_under_the_parents_options(env_id, terminate):
     assert_same_steps(dummy, batch, 20, dtype=np.float64)
 
 
-def test_bit_equal_with_paralysed_legs():
-    keywords = {"parameter": "actuator_strength", "actuators": ["hip_1", "ankle_1"], "switch": "immediate"}
+def test_bit_equal_with_paralysed_legs() -> None:
+    keywords: dict[str, Any] = {
+        "parameter": "actuator_strength",
+        "actuators": ["hip_1", "ankle_1"],
+        "switch": "immediate",
+    }
     dummy, batch = pair("SlipperyAnt-v0", schedule={"kind": "paralysis", "period": 30}, **keywords)
     assert_same_reset(dummy, batch)
     assert_same_steps(dummy, batch, 80)
     assert batch.get_attr("parameter") == dummy.get_attr("parameter")
 
 
-def test_bit_equal_without_a_time_limit():
+def test_bit_equal_without_a_time_limit() -> None:
     dummy, batch = pair("SlipperyHalfCheetah-v0", n_envs=1, max_episode_steps=-1)
     assert_same_reset(dummy, batch)
     assert assert_same_steps(dummy, batch, 1100) == []
     assert batch.env_is_wrapped(TimeLimit) == dummy.env_is_wrapped(TimeLimit) == [False]
 
 
-def test_clocks_seeds_and_frozen_tasks_of_single_simulations():
+def test_clocks_seeds_and_frozen_tasks_of_single_simulations() -> None:
     dummy, batch = pair("SlipperyHopper-v0", n_envs=4, schedule=CYCLE)
     for env in (dummy, batch):
         env.env_method("sync_clock", 80, 4)
@@ -156,7 +164,7 @@ def test_clocks_seeds_and_frozen_tasks_of_single_simulations():
         np.testing.assert_array_equal(one.geom_friction, other.geom_friction)
 
 
-def test_an_unmoved_episode_starts_in_the_task_of_the_new_clock():
+def test_an_unmoved_episode_starts_in_the_task_of_the_new_clock() -> None:
     dummy, batch = pair("SlipperyAnt-v0", n_envs=2, schedule=CYCLE)
     assert_same_reset(dummy, batch)
     for env in (dummy, batch):
@@ -165,7 +173,7 @@ def test_an_unmoved_episode_starts_in_the_task_of_the_new_clock():
     assert_same_steps(dummy, batch, 3)
 
 
-def test_seeded_resets_restart_the_own_clocks():
+def test_seeded_resets_restart_the_own_clocks() -> None:
     dummy, batch = pair("SlipperyAnt-v0", n_envs=2, schedule=CYCLE, switch="immediate")
     assert_same_reset(dummy, batch)
     assert_same_steps(dummy, batch, 50)
@@ -176,8 +184,8 @@ def test_seeded_resets_restart_the_own_clocks():
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
-def test_any_number_of_threads(n_threads):
-    keywords = {"schedule": CYCLE, "switch": "immediate"}
+def test_any_number_of_threads(n_threads: int) -> None:
+    keywords: dict[str, Any] = {"schedule": CYCLE, "switch": "immediate"}
     dummy = make_nonstationary_vec_env("SlipperyAnt-v0", 7, 0, "dummy", keywords)
     batch = MujocoBatchVecEnv("SlipperyAnt-v0", 7, seed=0, n_threads=n_threads, **keywords)
     assert_same_reset(dummy, batch)
@@ -186,7 +194,9 @@ def test_any_number_of_threads(n_threads):
 
 @pytest.mark.parametrize("env_id", ROBOTS)
 @pytest.mark.parametrize("cause", ["velocity", "action"])
-def test_a_diverged_simulation_ends_alone_and_as_in_a_dummy(env_id, cause, tmp_path, monkeypatch):
+def test_a_diverged_simulation_ends_alone_and_as_in_a_dummy(
+    env_id: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings to a file in the working directory
     dummy, batch = pair(env_id, schedule=CYCLE)
     assert_same_reset(dummy, batch)
@@ -208,10 +218,10 @@ def test_a_diverged_simulation_ends_alone_and_as_in_a_dummy(env_id, cause, tmp_p
     assert_same_steps(dummy, batch, 50)
 
 
-def test_training_gives_the_same_weights():
+def test_training_gives_the_same_weights() -> None:
     dummy, batch = pair("SlipperyAnt-v0", n_envs=4, schedule=CYCLE)
 
-    def weights(env):
+    def weights(env: VecEnv) -> dict[str, Any]:
         model = PPO("MlpPolicy", VecNormalize(env), n_steps=64, batch_size=64, n_epochs=2, seed=1, device="cpu")
         return model.learn(512).get_parameters()["policy"]
 
@@ -220,7 +230,7 @@ def test_training_gives_the_same_weights():
 
 
 @pytest.mark.parametrize("wrapper", [VecNormalize, lambda env: VecFrameStack(env, 3), VecMonitor])
-def test_wrappers(wrapper):
+def test_wrappers(wrapper: Any) -> None:
     dummy, batch = map(wrapper, pair("SlipperyHopper-v0", schedule=CYCLE))
     np.testing.assert_array_equal(dummy.reset(), batch.reset())
     for _ in range(60):
@@ -232,7 +242,7 @@ def test_wrappers(wrapper):
             assert_same_info(one, other)
 
 
-def test_results_belong_to_the_caller():
+def test_results_belong_to_the_caller() -> None:
     _, batch = pair("SlipperyAnt-v0")
     kept = [batch.reset(), *batch.step(np.zeros((3, 8), np.float32))[:3]]
     copies = [array.copy() for array in kept]
@@ -244,7 +254,7 @@ def test_results_belong_to_the_caller():
     assert infos[0]["x_position"] == position
 
 
-def test_attributes_and_methods():
+def test_attributes_and_methods() -> None:
     dummy, batch = pair("SlipperyHopper-v0", schedule=CYCLE)
     assert_same_reset(dummy, batch)
     assert_same_steps(dummy, batch, 10)
@@ -271,13 +281,13 @@ def test_attributes_and_methods():
     batch.close(), dummy.close()
 
 
-def test_unseeded_batches_differ():
+def test_unseeded_batches_differ() -> None:
     first, second = (MujocoBatchVecEnv("SlipperyAnt-v0", 2) for _ in range(2))
     observations = np.concatenate([first.reset(), second.reset()])
     assert len(np.unique(observations[:, 0])) == 4
 
 
-def test_pickling_makes_it_anew():
+def test_pickling_makes_it_anew() -> None:
     batch = MujocoBatchVecEnv("SlipperyAnt-v0", 2, seed=3, n_threads=1, schedule=CYCLE, switch="immediate")
     first = batch.reset()
     for _ in range(50):
@@ -287,8 +297,8 @@ def test_pickling_makes_it_anew():
     np.testing.assert_array_equal(copy.reset(), first)
 
 
-def test_infos_of_episodes_only():
-    keywords = {"seed": 3, "schedule": CYCLE, "switch": "immediate", "max_episode_steps": 30}
+def test_infos_of_episodes_only() -> None:
+    keywords: dict[str, Any] = {"seed": 3, "schedule": CYCLE, "switch": "immediate", "max_episode_steps": 30}
     full = MujocoBatchVecEnv("SlipperyHopper-v0", 4, **keywords)
     brief = MujocoBatchVecEnv("SlipperyHopper-v0", 4, infos="episode", **keywords)
     assert_same_reset(full, brief)
@@ -313,7 +323,7 @@ def test_infos_of_episodes_only():
         MujocoBatchVecEnv("SlipperyHopper-v0", 4, infos="none")
 
 
-def test_training_with_infos_of_episodes_only():
+def test_training_with_infos_of_episodes_only() -> None:
     changes = []
     env = MujocoBatchVecEnv("SlipperyHopper-v0", 4, seed=0, infos="episode", schedule={**CYCLE, "period": 128})
     model = PPO("MlpPolicy", VecNormalize(env), n_steps=64, batch_size=64, n_epochs=1, device="cpu")
@@ -321,7 +331,7 @@ def test_training_with_infos_of_episodes_only():
     assert changes == [(1, 2.3), (2, 1.1), (3, 0.3)] and len(model.ep_info_buffer) > 3
 
 
-def test_contact_forces_are_refused_or_left_to_a_dummy(caplog):
+def test_contact_forces_are_refused_or_left_to_a_dummy(caplog: pytest.LogCaptureFixture) -> None:
     for keywords in ({"include_cfrc_ext_in_observation": True}, {"contact_cost_weight": 5e-4}):
         for env_id in ("SlipperyAnt-v0", "SlipperyHumanoid-v0"):
             with pytest.raises(NotBatchableError, match=r"contact forces .* use backend='dummy'"):
@@ -335,7 +345,7 @@ def test_contact_forces_are_refused_or_left_to_a_dummy(caplog):
     assert type(env) is MujocoBatchVecEnv and "MujocoBatchVecEnv" in caplog.text
 
 
-def test_other_environments_are_refused():
+def test_other_environments_are_refused() -> None:
     with pytest.raises(NotBatchableError, match="CartPoleEnv cannot be stepped in a batch: register_nonstationary"):
         MujocoBatchVecEnv("CartPole-v1", 2)
     assert type(make_nonstationary_vec_env("Pendulum-v1", 2)) is DummyVecEnv
@@ -355,12 +365,12 @@ def test_other_environments_are_refused():
         ({"n_envs": 2, "frictions": 1}, TypeError, "frictions"),
     ],
 )
-def test_bad_arguments(keywords, error, message):
+def test_bad_arguments(keywords: dict[str, Any], error: type[BaseException], message: str) -> None:
     with pytest.raises(error, match=message):
         MujocoBatchVecEnv("SlipperyAnt-v0", **keywords)
 
 
-def test_bad_actions_and_ids():
+def test_bad_actions_and_ids() -> None:
     env = MujocoBatchVecEnv("SlipperyAnt-v0", 2)
     with pytest.raises(RuntimeError, match="before reset"):
         env.step(np.zeros((2, 8), np.float32))

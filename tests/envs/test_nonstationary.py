@@ -1,5 +1,7 @@
 import pickle
 import warnings
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +26,7 @@ ENV_IDS = tuple(PARENTS)
 CYCLE = {"kind": "cyclic", "values": [0.1, 0.5, 2.0], "period": 10}
 
 
-def make_parent(env_id):
+def make_parent(env_id: str) -> gym.Env[Any, Any]:
     parent = PARENTS[env_id][0]
     contacts = parent in ("Ant-v5", "Humanoid-v5")
     return gym.make(
@@ -32,7 +34,7 @@ def make_parent(env_id):
     )
 
 
-def rollout(env, steps, seed=0):
+def rollout(env: gym.Env[Any, Any], steps: int, seed: int = 0) -> list[tuple[Any, ...]]:
     """Everything that an env says, with actions from a generator of our own."""
     rng = np.random.default_rng(seed)
     said = [env.reset(seed=seed)]
@@ -43,7 +45,7 @@ def rollout(env, steps, seed=0):
     return said
 
 
-def assert_equal(one, other, but=()):
+def assert_equal(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]], but: tuple[str, ...] = ()) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a[0], b[0])
@@ -53,13 +55,13 @@ def assert_equal(one, other, but=()):
             np.testing.assert_array_equal(a[-1][key], b[-1][key])
 
 
-def indices(env, steps):
+def indices(env: gym.Env[Any, Any], steps: int) -> list[int]:
     return [env.step(np.zeros(env.action_space.shape, np.float32))[-1]["task_index"] for _ in range(steps)]
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
-def test_checker_finds_nothing_that_the_parent_does_not_have(env_id):
-    def complaints(env):
+def test_checker_finds_nothing_that_the_parent_does_not_have(env_id: str) -> None:
+    def complaints(env: gym.Env[Any, Any]) -> set[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             check_env(env.unwrapped, skip_render_check=True)
@@ -69,7 +71,7 @@ def test_checker_finds_nothing_that_the_parent_does_not_have(env_id):
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
-def test_constant_at_the_parents_own_friction_is_the_parent(env_id):
+def test_constant_at_the_parents_own_friction_is_the_parent(env_id: str) -> None:
     env = gym.make(env_id, schedule={"kind": "constant", "value": PARENTS[env_id][1]})
     parent = make_parent(env_id)
     assert env.observation_space == parent.observation_space and env.action_space == parent.action_space
@@ -78,7 +80,7 @@ def test_constant_at_the_parents_own_friction_is_the_parent(env_id):
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
-def test_same_seed_same_rollout_and_pickling(env_id):
+def test_same_seed_same_rollout_and_pickling(env_id: str) -> None:
     env = gym.make(env_id, schedule=CYCLE)
     first = rollout(env, 60)
     copy = pickle.loads(pickle.dumps(env))  # its clock starts anew
@@ -87,7 +89,7 @@ def test_same_seed_same_rollout_and_pickling(env_id):
     assert_equal(first, rollout(gym.make(env_id, schedule=CYCLE), 60))
 
 
-def test_pickling_keeps_every_argument():
+def test_pickling_keeps_every_argument() -> None:
     env = gym.make(
         "NonStationaryAnt-v0",
         parameter="gravity",
@@ -104,7 +106,7 @@ def test_pickling_keeps_every_argument():
     assert copy.task == Task(1, 9.81) and copy.model.opt.gravity[2] == -9.81
 
 
-def test_parents_info_keys_stay_and_contact_forces_can_be_asked_for():
+def test_parents_info_keys_stay_and_contact_forces_can_be_asked_for() -> None:
     env = gym.make("SlipperyAnt-v0", include_cfrc_ext_in_observation=True, contact_cost_weight=5e-4, schedule=CYCLE)
     parent = gym.make("Ant-v5")
     assert env.observation_space == parent.observation_space
@@ -113,7 +115,7 @@ def test_parents_info_keys_stay_and_contact_forces_can_be_asked_for():
     assert env.step(action)[-1].keys() - {"task_index", "task_value"} == parent.step(action)[-1].keys()
 
 
-def test_default_schedules():
+def test_default_schedules() -> None:
     schedule = gym.make("SlipperyAnt-v0").unwrapped.schedule
     values = [schedule(step).value for step in range(0, 400_000_000, 2_000_000)]
     assert len(set(values)) == 200 and 0.02 <= min(values) < 0.04 and 1 < max(values) <= 2
@@ -123,14 +125,14 @@ def test_default_schedules():
     assert schedule(999_999).index == 0 and schedule(1_000_000).index == 1
 
 
-def test_an_env_alone_counts_its_own_steps():
+def test_an_env_alone_counts_its_own_steps() -> None:
     env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
     assert env.reset(seed=0)[1]["task_index"] == 0
     assert indices(env, 25) == [0] * 10 + [1] * 10 + [2] * 5
     assert env.reset()[1]["task_index"] == 2  # the clock goes on across episodes
 
 
-def test_switch_reset_waits_for_the_next_episode():
+def test_switch_reset_waits_for_the_next_episode() -> None:
     env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="reset")
     env.reset(seed=0)
     assert indices(env, 25) == [0] * 25
@@ -139,7 +141,7 @@ def test_switch_reset_waits_for_the_next_episode():
     assert indices(env, 3) == [2] * 3
 
 
-def test_sync_clock_counts_steps_of_all_environments():
+def test_sync_clock_counts_steps_of_all_environments() -> None:
     env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
     env.reset(seed=0)
     env.unwrapped.sync_clock(100, 4)
@@ -149,7 +151,7 @@ def test_sync_clock_counts_steps_of_all_environments():
     assert indices(env, 15) == [1] * 15
 
 
-def test_an_episode_that_has_not_moved_yet_starts_in_the_task_of_the_new_clock():
+def test_an_episode_that_has_not_moved_yet_starts_in_the_task_of_the_new_clock() -> None:
     env = gym.make("SlipperyAnt-v0", schedule=CYCLE)
     env.reset(seed=0)
     env.unwrapped.sync_clock(20, 1)  # as a trainer that resumes: it resets first and sets the clock then
@@ -158,7 +160,7 @@ def test_an_episode_that_has_not_moved_yet_starts_in_the_task_of_the_new_clock()
     assert indices(env, 3) == [2] * 3
 
 
-def test_a_seeded_reset_restarts_only_an_envs_own_clock():
+def test_a_seeded_reset_restarts_only_an_envs_own_clock() -> None:
     env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
     env.reset(seed=0)
     indices(env, 15)
@@ -168,7 +170,7 @@ def test_a_seeded_reset_restarts_only_an_envs_own_clock():
 
 
 @pytest.mark.parametrize("switch", ["reset", "immediate"])
-def test_set_task_freezes_and_frees(switch):
+def test_set_task_freezes_and_frees(switch: str) -> None:
     env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch=switch)
     env.unwrapped.set_task(4)
     _, info = env.reset(seed=0)
@@ -183,7 +185,7 @@ def test_set_task_freezes_and_frees(switch):
     assert indices(frozen, 12) == [1] * 12
 
 
-def test_info_names_the_task_of_that_very_transition():
+def test_info_names_the_task_of_that_very_transition() -> None:
     """Replay each step on a copy with the friction of its info: the physics must agree."""
     env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
     fixed = {
@@ -204,7 +206,7 @@ def test_info_names_the_task_of_that_very_transition():
         np.testing.assert_array_equal(other.step(action)[0], observation)
 
 
-def test_action_bound_widens_the_box_but_not_the_torque():
+def test_action_bound_widens_the_box_but_not_the_torque() -> None:
     env = gym.make("SlipperyAnt-v0", action_bound=10.0, task=0)
     tight = gym.make("SlipperyAnt-v0", task=0)
     assert env.action_space.low.tolist() == [-10.0] * 8 and env.action_space.high.tolist() == [10.0] * 8
@@ -216,7 +218,7 @@ def test_action_bound_widens_the_box_but_not_the_torque():
     assert clamped[-1]["reward_ctrl"] == -0.5 * (1 + 1 + 1 + 1 + 1 + 0.25 + 0.0625)
 
 
-def test_action_bound_humanoid_charges_the_raw_action():
+def test_action_bound_humanoid_charges_the_raw_action() -> None:
     env = gym.make("SlipperyHumanoid-v0", action_bound=2.0, task=0)
     assert gym.make("SlipperyHumanoid-v0").action_space.high[0] == np.float32(0.4)
     env.reset(seed=0)
@@ -227,7 +229,9 @@ def test_action_bound_humanoid_charges_the_raw_action():
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
 @pytest.mark.parametrize("cause", ["velocity", "action"])
-def test_a_diverged_simulation_ends_its_episode(env_id, cause, tmp_path, monkeypatch):
+def test_a_diverged_simulation_ends_its_episode(
+    env_id: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings to a file in the working directory
     env = gym.make(env_id, terminate_when_unhealthy=False) if "Ant" in env_id else gym.make(env_id)
     env.reset(seed=0)
@@ -290,12 +294,12 @@ def test_a_diverged_simulation_ends_its_episode(env_id, cause, tmp_path, monkeyp
         ),
     ],
 )
-def test_bad_arguments_are_refused_by_make(keywords, message):
+def test_bad_arguments_are_refused_by_make(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gym.make("SlipperyAnt-v0", **keywords)
 
 
-def test_bad_clocks_are_refused():
+def test_bad_clocks_are_refused() -> None:
     env = gym.make("SlipperyAnt-v0").unwrapped
     for arguments, name in [((-1, 1), "`step`.* got -1"), ((0, -1), "`rate`.* got -1"), ((0.5, 1), "`step`.* got 0.5")]:
         with pytest.raises(ValueError, match=name):
@@ -313,12 +317,12 @@ def test_bad_clocks_are_refused():
         ("widthx", "width"),
     ],
 )
-def test_mistyped_keywords_name_the_nearest(typo, meant):
+def test_mistyped_keywords_name_the_nearest(typo: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"unexpected keyword argument '{typo}' \(did you mean '{meant}'\?\)"):
         gym.make("SlipperyAnt-v0", **{typo: 1})
 
 
-def test_mistyped_ids_name_the_nearest():
+def test_mistyped_ids_name_the_nearest() -> None:
     with pytest.raises(gym.error.NameNotFound, match="SlipperyAnt"):
         gym.make("SliperyAnt-v0")
 
@@ -331,7 +335,7 @@ class NonStationaryPendulumEnv(NonStationaryMixin, PendulumEnv):
     """No MuJoCo behind it."""
 
 
-def test_the_mixin_on_any_robot_says_which_parameters_work():
+def test_the_mixin_on_any_robot_says_which_parameters_work() -> None:
     with pytest.raises(ValueError, match=r"one of 'gravity', 'mass', 'actuator_strength', 'viscosity'"):
         NonStationarySwimmerEnv()
     with pytest.raises(ValueError, match=r"got 'damping': its model has no damping"):
@@ -340,6 +344,6 @@ def test_the_mixin_on_any_robot_says_which_parameters_work():
     assert env.reset(seed=0)[1]["task_value"] == 0.1
 
 
-def test_the_mixin_needs_a_mujoco_environment():
+def test_the_mixin_needs_a_mujoco_environment() -> None:
     with pytest.raises(TypeError, match=r"`NonStationaryPendulumEnv` must have .*; NonStationary\(env,"):
         NonStationaryPendulumEnv()

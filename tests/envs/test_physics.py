@@ -1,11 +1,18 @@
 """Every parameter must move the simulation as physics says, not only change a number in the model."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
 
 from sb3_plasticity.envs.physics import PARAMETERS
+from sb3_plasticity.envs.robots.ant import SlipperyAntEnv
+from sb3_plasticity.envs.robots.half_cheetah import SlipperyHalfCheetahEnv
+from sb3_plasticity.envs.robots.swimmer import SlipperySwimmerEnv
 
 ROBOTS = [f"Slippery{name}-v0" for name in ("Ant", "HalfCheetah", "Hopper", "Walker2d", "Humanoid")]
 
@@ -32,11 +39,11 @@ BENCH = """
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(tmp_path: Path) -> Callable[..., Any]:
     file = tmp_path / "bench.xml"
     file.write_text(BENCH.format(integrator="Euler", solver='solref="0.01 1" solimp="0.99 0.99 0.001"'))
 
-    def make(parameter, value):
+    def make(parameter: str, value: float) -> SlipperyHalfCheetahEnv:
         env = gym.make(
             "SlipperyHalfCheetah-v0",
             xml_file=str(file),
@@ -51,20 +58,20 @@ def bench(tmp_path):
     return make
 
 
-def constant(env_id, parameter, value, **keywords):
+def constant(env_id: str, parameter: str, value: float, **keywords: Any) -> SlipperyAntEnv | SlipperySwimmerEnv:
     env = gym.make(env_id, parameter=parameter, schedule={"kind": "constant", "value": value}, **keywords).unwrapped
     env.reset(seed=0)
     return env
 
 
-def idle(env, steps):
+def idle(env: SlipperyHalfCheetahEnv | SlipperyAntEnv, steps: int) -> None:
     for _ in range(steps):
         env.do_simulation(np.zeros(env.model.nu), env.frame_skip)
 
 
 @pytest.mark.parametrize("value", [0.02, 2.0])
 @pytest.mark.parametrize("env_id", ROBOTS)
-def test_friction_reaches_the_contacts_of_a_running_robot(env_id, value):
+def test_friction_reaches_the_contacts_of_a_running_robot(env_id: str, value: float) -> None:
     env = constant(env_id, "friction", value)
     own = mujoco.MjModel.from_xml_path(env.fullpath).geom_friction[:, 0]
     uniform = env_id not in ("SlipperyHopper-v0", "SlipperyWalker2d-v0")
@@ -81,13 +88,15 @@ def test_friction_reaches_the_contacts_of_a_running_robot(env_id, value):
 
 
 @pytest.mark.parametrize("env_id", ROBOTS)
-def test_only_sliding_friction_changes(env_id):
+def test_only_sliding_friction_changes(env_id: str) -> None:
     env, own = constant(env_id, "friction", 0.123), gym.make(env_id).unwrapped
     np.testing.assert_array_equal(env.model.geom_friction[:, 1:], own.model.geom_friction[:, 1:])
 
 
 @pytest.mark.parametrize(("value", "speed"), [(0.1, 2.0), (0.4, 2.0), (0.8, 3.0)])
-def test_friction_stops_a_sliding_box_after_v2_over_2_mu_g(bench, value, speed):
+def test_friction_stops_a_sliding_box_after_v2_over_2_mu_g(
+    bench: Callable[..., Any], value: float, speed: float
+) -> None:
     env = bench("friction", value)
     idle(env, 20)  # settle
     start = env.data.qpos[0]
@@ -99,14 +108,14 @@ def test_friction_stops_a_sliding_box_after_v2_over_2_mu_g(bench, value, speed):
 
 @pytest.mark.parametrize("value", [1.62, 9.81, 24.79])
 @pytest.mark.parametrize("env_id", ROBOTS)
-def test_gravity_is_the_acceleration_of_free_fall(env_id, value):
+def test_gravity_is_the_acceleration_of_free_fall(env_id: str, value: float) -> None:
     env = constant(env_id, "gravity", value)
     height = 1 if env.model.jnt_type[0] == mujoco.mjtJoint.mjJNT_SLIDE else 2
     env.data.qpos[height] += 1000.0
     env.data.qvel[:] = 0.0
     mujoco.mj_forward(env.model, env.data)
 
-    def centre_of_mass():
+    def centre_of_mass() -> float:
         mujoco.mj_forward(env.model, env.data)
         return float(env.data.subtree_com[0, 2])
 
@@ -122,10 +131,10 @@ def test_gravity_is_the_acceleration_of_free_fall(env_id, value):
 
 @pytest.mark.parametrize("value", [0.5, 2.0])
 @pytest.mark.parametrize("env_id", ROBOTS)
-def test_mass_scales_the_mass_matrix_but_not_the_armature(env_id, value):
+def test_mass_scales_the_mass_matrix_but_not_the_armature(env_id: str, value: float) -> None:
     env, own = constant(env_id, "mass", value), constant(env_id, "mass", 1.0)
 
-    def mass_matrix(env):
+    def mass_matrix(env: SlipperyAntEnv) -> np.ndarray:
         env.set_state(env.init_qpos, env.init_qvel)
         full = np.zeros((env.model.nv, env.model.nv))
         try:
@@ -138,7 +147,7 @@ def test_mass_scales_the_mass_matrix_but_not_the_armature(env_id, value):
 
 
 @pytest.mark.parametrize("value", [0.5, 2.0])
-def test_mass_is_that_of_an_ant_compiled_with_another_density(value):
+def test_mass_is_that_of_an_ant_compiled_with_another_density(value: float) -> None:
     """MuJoCo's own compiler is the oracle for everything that follows from mass and inertia."""
     env = constant("SlipperyAnt-v0", "mass", value)
     spec = mujoco.MjSpec.from_file(env.fullpath)
@@ -149,7 +158,7 @@ def test_mass_is_that_of_an_ant_compiled_with_another_density(value):
         np.testing.assert_allclose(getattr(env.model, name), getattr(oracle, name), rtol=1e-9, err_msg=name)
 
 
-def test_mass_presses_on_the_ground(bench):
+def test_mass_presses_on_the_ground(bench: Callable[..., Any]) -> None:
     for value, expected in [(1.0, 8.0 * 9.81), (2.5, 20.0 * 9.81)]:  # a cube of 0.2 m at 1000 kg/m^3
         env = bench("mass", value)
         idle(env, 100)
@@ -160,7 +169,7 @@ def test_mass_presses_on_the_ground(bench):
 
 
 @pytest.mark.parametrize(("value", "speed"), [(1.0, 6.0), (2.0, 3.0), (0.5, 12.0)])
-def test_damping_sets_the_terminal_speed(bench, value, speed):
+def test_damping_sets_the_terminal_speed(bench: Callable[..., Any], value: float, speed: float) -> None:
     env = bench("damping", value)
     for _ in range(400):
         env.do_simulation(np.ones(1), env.frame_skip)
@@ -168,7 +177,7 @@ def test_damping_sets_the_terminal_speed(bench, value, speed):
 
 
 @pytest.mark.parametrize(("value", "speed"), [(1.0, 6.0), (2.0, 12.0), (0.25, 1.5)])
-def test_actuator_strength_scales_the_torque(bench, value, speed):
+def test_actuator_strength_scales_the_torque(bench: Callable[..., Any], value: float, speed: float) -> None:
     env = bench("actuator_strength", value)
     env.do_simulation(np.ones(1), 1)
     assert env.data.qfrc_actuator[2] == pytest.approx(3.0 * value)
@@ -179,7 +188,7 @@ def test_actuator_strength_scales_the_torque(bench, value, speed):
 
 @pytest.mark.parametrize("env_id", ROBOTS)
 @pytest.mark.parametrize("parameter", ["damping", "actuator_strength"])
-def test_damping_and_strength_scale_the_forces_of_every_robot(env_id, parameter):
+def test_damping_and_strength_scale_the_forces_of_every_robot(env_id: str, parameter: str) -> None:
     forces = []
     for value in (1.0, 1.5):
         env = constant(env_id, parameter, value)
@@ -198,7 +207,9 @@ def test_damping_and_strength_scale_the_forces_of_every_robot(env_id, parameter)
         ("gravity", "0 0 -9.81", "0 0 0", "no gravity"),
     ],
 )
-def test_models_that_a_parameter_cannot_change_are_refused(tmp_path, parameter, old, new, message):
+def test_models_that_a_parameter_cannot_change_are_refused(
+    tmp_path: Path, parameter: str, old: str, new: str, message: str
+) -> None:
     file = tmp_path / "bench.xml"
     xml = BENCH.format(integrator="Euler", solver='name="cube"')
     file.write_text(xml.replace(old, new))
@@ -207,7 +218,7 @@ def test_models_that_a_parameter_cannot_change_are_refused(tmp_path, parameter, 
 
 
 @pytest.mark.parametrize("value", [0.1, 3.0])
-def test_viscosity_gives_stokes_drag(tmp_path, value):
+def test_viscosity_gives_stokes_drag(tmp_path: Path, value: float) -> None:
     """A sphere of diameter d in a medium without density: force 3 pi viscosity d v, MuJoCo's inertia-box model."""
     env = constant("SlipperySwimmer-v0", "viscosity", value)
     env.model.opt.density = 0.0
@@ -222,7 +233,7 @@ def test_viscosity_gives_stokes_drag(tmp_path, value):
     assert env.data.qfrc_passive[0] == pytest.approx(-drag, rel=1e-9)
 
 
-def test_paralysis_takes_the_strength_of_the_named_actuators_only():
+def test_paralysis_takes_the_strength_of_the_named_actuators_only() -> None:
     paralysed = {"kind": "paralysis", "period": 10}
     env = gym.make(
         "SlipperyAnt-v0", parameter="actuator_strength", actuators=["hip_1", "ankle_1"], schedule=paralysed, task=4
@@ -237,7 +248,7 @@ def test_paralysis_takes_the_strength_of_the_named_actuators_only():
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS)
-def test_a_value_can_come_back_to_the_robots_own(parameter):
+def test_a_value_can_come_back_to_the_robots_own(parameter: str) -> None:
     """No drift: after many tasks the model is bit for bit as compiled."""
     env = gym.make(
         "SlipperyHopper-v0",

@@ -3,6 +3,7 @@
 import pickle
 import sys
 import warnings
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +26,7 @@ WORLDS = {
 NEEDS = {"ContinualMinAtar-v0": "minatar", "ContinualMiniGrid-v0": "minigrid", "ContinualMetaWorld-v0": "metaworld"}
 
 
-def make(env_id, **keywords):
+def make(env_id: str, **keywords: Any) -> gym.Env[Any, Any]:
     if env_id in NEEDS:
         pytest.importorskip(NEEDS[env_id], exc_type=ImportError)
     if env_id == "ContinualMiniGrid-v0":
@@ -34,7 +35,7 @@ def make(env_id, **keywords):
     return gym.make(env_id, **keywords)
 
 
-def rollout(env, steps=100):
+def rollout(env: gym.Env[Any, Any], steps: int = 100) -> list[tuple[Any, ...]]:
     env.action_space.seed(0)
     said = [env.reset(seed=1)]
     for _ in range(steps):
@@ -45,14 +46,14 @@ def rollout(env, steps=100):
 
 
 @pytest.mark.parametrize("env_id", WORLDS)
-def test_checker(env_id):
+def test_checker(env_id: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_env(make(env_id, **WORLDS[env_id]), skip_render_check=True)
 
 
 @pytest.mark.parametrize("env_id", WORLDS)
-def test_same_seed_same_rollout(env_id):
+def test_same_seed_same_rollout(env_id: str) -> None:
     env = make(env_id, **WORLDS[env_id])
     assert has_clock(env)
     first, second = rollout(env), rollout(make(env_id, **WORLDS[env_id]))
@@ -67,7 +68,7 @@ def test_same_seed_same_rollout(env_id):
 
 
 @pytest.mark.parametrize(("env_id", "own"), [("ContinualCartPole-v0", 0.5), ("ContinualAcrobot-v0", 1.0)])
-def test_at_their_own_physics_they_are_their_parents(env_id, own):
+def test_at_their_own_physics_they_are_their_parents(env_id: str, own: float) -> None:
     env = gym.make(env_id, schedule={"kind": "constant", "value": own})
     parent = gym.make(env_id.removeprefix("Continual").replace("v0", "v1"))
     assert env.spec.max_episode_steps == parent.spec.max_episode_steps
@@ -76,7 +77,7 @@ def test_at_their_own_physics_they_are_their_parents(env_id, own):
         assert one[1:-1] == other[1:-1]
 
 
-def test_a_longer_pole_falls_more_slowly():
+def test_a_longer_pole_falls_more_slowly() -> None:
     """A pole of half-length l near upright: angular acceleration 3 g theta / (4 l) on a cart of great mass."""
     for value in (0.25, 1.0):
         env = gym.make("ContinualCartPole-v0", schedule={"kind": "constant", "value": value}).unwrapped
@@ -88,7 +89,7 @@ def test_a_longer_pole_falls_more_slowly():
         assert env.state[3] / env.tau == pytest.approx(9.8 * np.sin(0.01) / (value * 4 / 3), rel=1e-6)
 
 
-def test_acrobots_quantities():
+def test_acrobots_quantities() -> None:
     for name, attribute, expected in (
         ("length", "LINK_MOI", 4.0),
         ("mass", "LINK_MASS_2", 2.0),
@@ -98,7 +99,7 @@ def test_acrobots_quantities():
         assert getattr(env, attribute) == expected
 
 
-def test_published_settings():
+def test_published_settings() -> None:
     env = gym.make("ContinualGymControl-v0", env_id="Acrobot-v1")
     assert env.get_wrapper_attr("scale") == 2.0 and env.get_wrapper_attr("schedule").period == 160_000
     assert env.spec.id == "ContinualGymControl-v0" and env.observation_space.shape == (6,)
@@ -113,7 +114,7 @@ def test_published_settings():
     assert env.observation_space.shape == (10, 10, 10) and env.action_space.n == 6
 
 
-def test_minatar_is_the_real_game():
+def test_minatar_is_the_real_game() -> None:
     module = pytest.importorskip("minatar")
     env, game = minatar.MinAtarEnv("breakout", render_mode="rgb_array"), module.Environment("breakout")
     env.reset(seed=3)
@@ -133,7 +134,9 @@ def test_minatar_is_the_real_game():
 
 
 @pytest.mark.parametrize(("env_id", "module"), NEEDS.items())
-def test_a_missing_package_says_which_extra_to_install(env_id, module, monkeypatch):
+def test_a_missing_package_says_which_extra_to_install(
+    env_id: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         gym.error.DependencyNotInstalled, match=rf"{env_id} needs {module} .*sb3-plasticity\[{module}\]"
@@ -141,7 +144,7 @@ def test_a_missing_package_says_which_extra_to_install(env_id, module, monkeypat
         gym.make(env_id)
 
 
-def test_bad_arguments():
+def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"`parameter` must be one of .* got 'lengthx' \(did you mean 'length'\?\)"):
         gym.make("ContinualCartPole-v0", parameter="lengthx")
     with pytest.raises(ValueError, match=r"`schedule` must be one of values > 0 for 'length', got 0.0"):

@@ -8,7 +8,7 @@ import example_robots
 import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_plasticity.envs import has_clock, register_nonstationary
 from sb3_plasticity.vec_env import MujocoBatchVecEnv, make_nonstationary_vec_env
@@ -16,7 +16,7 @@ from sb3_plasticity.vec_env import MujocoBatchVecEnv, make_nonstationary_vec_env
 CYCLE = {"kind": "cyclic", "values": [9.81, 30.0, 2.0], "period": 20}
 
 
-def rollout(env, steps=60):
+def rollout(env: VecEnv, steps: int = 60) -> list[np.ndarray | list[tuple[int, int]]]:
     rng = np.random.default_rng(0)
     said = [env.reset()]
     for _ in range(steps):
@@ -27,7 +27,7 @@ def rollout(env, steps=60):
     return said
 
 
-def test_every_backend_gives_the_same_numbers():
+def test_every_backend_gives_the_same_numbers() -> None:
     pytest.importorskip("mujoco.batch", exc_type=ImportError)
     keywords = {"schedule": CYCLE, "switch": "immediate"}
     envs = [
@@ -42,7 +42,7 @@ def test_every_backend_gives_the_same_numbers():
     assert {index for index, _ in dummy[-1]} == {2}
 
 
-def test_what_contributing_shows_runs_as_written():
+def test_what_contributing_shows_runs_as_written() -> None:
     contributing = Path(__file__).parents[2] / "CONTRIBUTING.md"
     if not contributing.exists():
         pytest.skip("not in a checkout")
@@ -57,7 +57,7 @@ def test_what_contributing_shows_runs_as_written():
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_subclass_is_not_taken_for_its_parent():
+def test_a_subclass_is_not_taken_for_its_parent() -> None:
     class Other(example_robots.DriftingPendulumEnv):
         """May compute something else."""
 
@@ -65,7 +65,7 @@ def test_a_subclass_is_not_taken_for_its_parent():
     assert type(make_nonstationary_vec_env("OtherPendulum-v0", 2)) is DummyVecEnv
 
 
-def test_any_id_and_any_mujoco_class():
+def test_any_id_and_any_mujoco_class() -> None:
     env = gym.make("DriftingCart-v0", task=3)
     assert has_clock(env) and env.reset(seed=0)[1]["task_index"] == 3
     assert env.unwrapped.gravity == env.get_wrapper_attr("task").value
@@ -75,7 +75,7 @@ def test_any_id_and_any_mujoco_class():
     np.testing.assert_array_equal(copy.reset(seed=1)[0], env.reset(seed=1)[0])
 
 
-def test_bad_parents():
+def test_bad_parents() -> None:
     with pytest.raises(ValueError, match=r"`parent` must be .* got 'CartPool-v1' \(did you mean 'CartPole-v1'\?\)"):
         register_nonstationary("A-v0", "CartPool-v1")
     with pytest.raises(ValueError, match=r"`parent` must be .* got 3"):

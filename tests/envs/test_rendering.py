@@ -1,5 +1,7 @@
 import os
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import mujoco
@@ -15,7 +17,7 @@ CYCLE = {"kind": "cyclic", "values": [0.25, 1.5], "period": 10}
 
 
 @pytest.fixture
-def needs_opengl():
+def needs_opengl() -> None:
     try:
         rendering.headless_backend()
     except RuntimeError as error:
@@ -23,13 +25,13 @@ def needs_opengl():
 
 
 @pytest.fixture
-def no_display(monkeypatch):
+def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
 
 
-def frame(env_id="SlipperyAnt-v0", **keywords):
+def frame(env_id: str = "SlipperyAnt-v0", **keywords: Any) -> np.ndarray:
     env = gym.make(env_id, render_mode="rgb_array", schedule=CYCLE, **keywords)
     env.reset(seed=0)
     image = env.render()
@@ -38,14 +40,14 @@ def frame(env_id="SlipperyAnt-v0", **keywords):
 
 
 @pytest.mark.parametrize("env_id", ["SlipperyAnt-v0", "SlipperySwimmer-v0"])
-def test_pictures_without_a_display(needs_opengl, env_id):
+def test_pictures_without_a_display(needs_opengl, env_id: str) -> None:
     before = os.environ.get("MUJOCO_GL")
     image = frame(env_id)
     assert image.shape == (480, 480, 3) and image.dtype == np.uint8 and image.std() > 10
     assert os.environ.get("MUJOCO_GL") == before  # others may want another backend
 
 
-def test_the_task_is_written_into_the_corner_when_asked(needs_opengl):
+def test_the_task_is_written_into_the_corner_when_asked(needs_opengl) -> None:
     plain, first, second = frame(task=0), frame(task=0, show_task=True), frame(task=1, show_task=True)
     np.testing.assert_array_equal(plain, frame(task=1))  # friction itself cannot be seen
     for image in (first, second):
@@ -54,7 +56,7 @@ def test_the_task_is_written_into_the_corner_when_asked(needs_opengl):
     assert (first != second).any()
 
 
-def test_overlay_says_task_parameter_value_and_unit(monkeypatch):
+def test_overlay_says_task_parameter_value_and_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
     monkeypatch.setattr(rendering, "render", lambda renderer, mode, overlay: said.append(overlay))
     gravity = {"kind": "constant", "value": 1.62}
@@ -65,7 +67,7 @@ def test_overlay_says_task_parameter_value_and_unit(monkeypatch):
     assert said == [{"task": "0", "gravity": "1.62 m/s^2"}, {"task": "1", "friction": "1.5"}]
 
 
-def test_each_environment_draws_into_its_own_context(needs_opengl):
+def test_each_environment_draws_into_its_own_context(needs_opengl) -> None:
     envs = [gym.make("SlipperyAnt-v0", render_mode="rgb_array") for _ in range(2)]
     for seed, env in enumerate(envs):
         env.reset(seed=seed)
@@ -77,7 +79,7 @@ def test_each_environment_draws_into_its_own_context(needs_opengl):
 
 
 @pytest.mark.parametrize("backend", ["dummy", pytest.param("batch", marks=needs_batch)])
-def test_videos(needs_opengl, backend, tmp_path):
+def test_videos(needs_opengl, backend: str, tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
     env = make_nonstationary_vec_env("SlipperyHopper-v0", 2, 0, backend, {"show_task": True, "schedule": CYCLE})
     env = VecVideoRecorder(env, str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=10)
@@ -90,7 +92,7 @@ def test_videos(needs_opengl, backend, tmp_path):
 
 
 @needs_batch
-def test_a_batch_draws_what_single_environments_draw(needs_opengl):
+def test_a_batch_draws_what_single_environments_draw(needs_opengl) -> None:
     dummy, batch = (
         make_nonstationary_vec_env("SlipperyHopper-v0", 2, 0, backend, {"schedule": CYCLE, "show_task": True})
         for backend in ("dummy", "batch")
@@ -105,7 +107,7 @@ def test_a_batch_draws_what_single_environments_draw(needs_opengl):
     np.testing.assert_array_equal(*observations)  # a look does not disturb
 
 
-def test_drawing_is_chosen_only_when_nobody_else_has(no_display, monkeypatch):
+def test_drawing_is_chosen_only_when_nobody_else_has(no_display, monkeypatch: pytest.MonkeyPatch) -> None:
     libraries = {"EGL", "OSMesa"}
     monkeypatch.setattr(rendering, "find_library", lambda name: name if name in libraries else None)
     assert rendering.headless_backend() == "egl"
@@ -119,7 +121,7 @@ def test_drawing_is_chosen_only_when_nobody_else_has(no_display, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Gymnasium frees what it never made
-def test_errors_say_what_to_install(no_display, monkeypatch):
+def test_errors_say_what_to_install(no_display, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "find_library", lambda name: None)
     with pytest.raises(RuntimeError, match=r"neither is installed: install EGL .*libegl1.* or OSMesa"):
         frame()
@@ -130,7 +132,7 @@ def test_errors_say_what_to_install(no_display, monkeypatch):
         frame()
 
 
-def test_warnings_of_mujoco_have_names():
+def test_warnings_of_mujoco_have_names() -> None:
     from sb3_plasticity.envs.nonstationary import warning_names
 
     counts = np.zeros(int(mujoco.mjtWarning.mjNWARNING), int)

@@ -1,5 +1,7 @@
 import math
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +21,12 @@ KINDS = [
 ]
 
 
-def test_constant():
+def test_constant() -> None:
     schedule = make_schedule({"kind": "constant", "value": 2})
     assert schedule(0) == schedule(10**9) == schedule.task(0) == Task(0, 2.0)
 
 
-def test_cyclic_repeats_and_counts_every_change():
+def test_cyclic_repeats_and_counts_every_change() -> None:
     schedule = make_schedule({"kind": "cyclic", "values": [0.1, 1.0], "period": 10})
     assert [schedule(step) for step in (0, 9, 10, 19, 20, 31)] == [
         Task(0, 0.1),
@@ -37,7 +39,7 @@ def test_cyclic_repeats_and_counts_every_change():
     assert schedule.task(5) == Task(5, 1.0)
 
 
-def test_table_keeps_its_last_value():
+def test_table_keeps_its_last_value() -> None:
     schedule = make_schedule({"kind": "table", "values": [0.3, 0.2, 1.7], "period": 10})
     assert [schedule(step).index for step in (0, 10, 29, 30, 10**6)] == [0, 1, 2, 2, 2]
     assert schedule(10**6).value == 1.7
@@ -45,7 +47,7 @@ def test_table_keeps_its_last_value():
         schedule.task(3)
 
 
-def test_table_from_file_takes_the_row(tmp_path):
+def test_table_from_file_takes_the_row(tmp_path: Path) -> None:
     file = tmp_path / "frictions.csv"
     file.write_text("0.1,0.2,0.3\n0.4,0.5,0.6\n")
     schedule = make_schedule({"kind": "table", "path": str(file), "row": 1, "period": 10})
@@ -56,14 +58,14 @@ def test_table_from_file_takes_the_row(tmp_path):
     assert nested == schedule
 
 
-def test_paralysis_is_the_published_scheme():
+def test_paralysis_is_the_published_scheme() -> None:
     schedule = make_schedule("paralysis", {"low": 0.5, "high": 2.0, "period": 2_000_000})
     values = [schedule(step).value for step in range(0, 5_000_000, 500_000)]
     assert values == [1, 0.75, 0.5, 0.25, 0, 0.25, 0.5, 0.75, 1, 0.75] and schedule.lowest == 0
 
 
-def test_numbered_variations():
-    def numbers(steps=range(0, 100, 10), **keywords):
+def test_numbered_variations() -> None:
+    def numbers(steps: range = range(0, 100, 10), **keywords: Any) -> tuple[list[float], list[int]]:
         schedule = make_schedule({"kind": "numbered", "period": 10, **keywords})
         return [schedule(step).value for step in steps], [schedule(step).index for step in steps]
 
@@ -75,7 +77,7 @@ def test_numbered_variations():
     assert all(sorted(turn) == [0, 1, 2] for turn in rounds) and len(set(rounds)) == 6 and indices[-1] == 299
 
 
-def test_sinusoid_starts_in_the_middle_and_counts_periods():
+def test_sinusoid_starts_in_the_middle_and_counts_periods() -> None:
     schedule = make_schedule({"kind": "sinusoid", "low": 1.0, "high": 3.0, "period": 1000})
     values = [schedule(step).value for step in (0, 250, 500, 750, 1000)]
     np.testing.assert_allclose(values, [2, 3, 2, 1, 2], atol=1e-12)
@@ -84,7 +86,7 @@ def test_sinusoid_starts_in_the_middle_and_counts_periods():
 
 
 @pytest.mark.parametrize("kind", ["uniform", "log_uniform"])
-def test_draws_follow_their_distribution(kind):
+def test_draws_follow_their_distribution(kind: str) -> None:
     low, high, n = 0.02, 2.0, 2000
     schedule = make_schedule({"kind": kind, "low": low, "high": high, "period": 1})
     values = np.sort([schedule(step).value for step in range(n)])
@@ -97,8 +99,8 @@ def test_draws_follow_their_distribution(kind):
     assert np.abs(cdf - (np.arange(n) + 0.5) / n).max() < 1.63 / math.sqrt(n)
 
 
-def test_draws_do_not_depend_on_the_order_of_questions():
-    spec = {"kind": "log_uniform", "low": 0.02, "high": 2.0, "period": 10, "seed": 1}
+def test_draws_do_not_depend_on_the_order_of_questions() -> None:
+    spec: dict[str, Any] = {"kind": "log_uniform", "low": 0.02, "high": 2.0, "period": 10, "seed": 1}
     forward, backward = make_schedule(spec), make_schedule(spec)
     steps = list(range(0, 200, 7))
     late = {step: backward(step) for step in reversed(steps)}
@@ -106,14 +108,14 @@ def test_draws_do_not_depend_on_the_order_of_questions():
     assert make_schedule({**spec, "seed": 2})(0) != forward(0)
 
 
-def test_schedules_leave_numpys_global_generator_alone():
+def test_schedules_leave_numpys_global_generator_alone() -> None:
     before = np.random.get_state()[1].copy()  # noqa: NPY002  # the very thing under test
     make_schedule(KINDS[1])(12345)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: "-".join(map(str, spec.values())))
-def test_pickling_numpy_steps_and_frozen_tasks(spec):
+def test_pickling_numpy_steps_and_frozen_tasks(spec: dict[str, Any]) -> None:
     schedule = make_schedule(spec)
     copy = pickle.loads(pickle.dumps(schedule))
     assert copy == schedule
@@ -125,7 +127,7 @@ def test_pickling_numpy_steps_and_frozen_tasks(spec):
     assert schedule.lowest <= min(schedule(step).value for step in range(0, 1000, 10))
 
 
-def test_defaults_fill_only_what_a_kind_has():
+def test_defaults_fill_only_what_a_kind_has() -> None:
     defaults = {"low": 0.02, "high": 2.0, "period": 500}
     assert make_schedule("log_uniform", defaults) == make_schedule(
         {"kind": "log_uniform", "low": 0.02, "high": 2.0, "period": 500, "seed": 0}
@@ -187,13 +189,13 @@ def test_defaults_fill_only_what_a_kind_has():
         ({"kind": "sinusoid", "low": 2, "high": 1, "period": 3}, r"`low` must be <= `high` = 1.0, got 2.0"),
     ],
 )
-def test_bad_specifications_say_what_is_accepted(spec, message):
+def test_bad_specifications_say_what_is_accepted(spec: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_schedule(spec)
 
 
 @pytest.mark.parametrize("content", ["", "0.1,nan\n", "a,b\n", "1,2\n3\n"])
-def test_bad_files_are_named(tmp_path, content):
+def test_bad_files_are_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "bad.csv"
     file.write_text(content)
     with pytest.raises(ValueError, match=r"bad\.csv"):
@@ -201,6 +203,6 @@ def test_bad_files_are_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("index", [-1, 1.0, True, "1"])
-def test_bad_task_index(index):
+def test_bad_task_index(index: Any) -> None:
     with pytest.raises(ValueError, match="`task` must be a whole number >= 0"):
         make_schedule(KINDS[1]).task(index)

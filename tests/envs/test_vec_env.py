@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_plasticity.envs.batched import NotBatchableError
 from sb3_plasticity.vec_env import make_nonstationary_vec_env
@@ -15,8 +16,8 @@ CYCLE = {"kind": "cyclic", "values": [0.1, 0.5, 2.0], "period": 10}
 
 
 @pytest.mark.parametrize(("backend", "cls"), [("dummy", DummyVecEnv), ("subproc", SubprocVecEnv)])
-def test_backends_are_monitored_and_seeded_alike(backend, cls):
-    keywords = {"schedule": CYCLE, "switch": "immediate", "healthy_z_range": (0.5, 1.0)}
+def test_backends_are_monitored_and_seeded_alike(backend: str, cls: type[VecEnv]) -> None:
+    keywords: dict[str, Any] = {"schedule": CYCLE, "switch": "immediate", "healthy_z_range": (0.5, 1.0)}
     env = make_nonstationary_vec_env("SlipperyAnt-v0", 2, seed=7, backend=backend, env_kwargs=keywords)
     assert type(env) is cls and env.env_is_wrapped(Monitor) == [True, True]
     singles = [gym.make("SlipperyAnt-v0", **keywords) for _ in range(2)]
@@ -43,7 +44,7 @@ def test_backends_are_monitored_and_seeded_alike(backend, cls):
     env.close()
 
 
-def test_sb3s_own_helper_works_with_subprocesses():
+def test_sb3s_own_helper_works_with_subprocesses() -> None:
     # the prefix makes the child import the package that registers the id
     env = make_vec_env("sb3_plasticity.envs:SlipperyAnt-v0", 1, seed=0, vec_env_cls=SubprocVecEnv)
     assert env.reset().shape == (1, 27)
@@ -58,12 +59,14 @@ def test_sb3s_own_helper_works_with_subprocesses():
         ({"env_kwargs": {"switch": "now"}}, r"`switch` must be .* got 'now'"),
     ],
 )
-def test_bad_arguments(keywords, message):
+def test_bad_arguments(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_nonstationary_vec_env("SlipperyAnt-v0", **keywords)
 
 
-def test_an_older_mujoco_falls_back_with_one_warning(monkeypatch, caplog):
+def test_an_older_mujoco_falls_back_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "mujoco.batch", None)
     env = make_nonstationary_vec_env("SlipperyAnt-v0", 2)
     assert type(env) is DummyVecEnv and len(caplog.records) == 1
@@ -74,6 +77,6 @@ def test_an_older_mujoco_falls_back_with_one_warning(monkeypatch, caplog):
         assert type(gym.make_vec("SlipperyAnt-v0", num_envs=2)) is SyncVectorEnv
 
 
-def test_mistyped_ids_name_the_nearest():
+def test_mistyped_ids_name_the_nearest() -> None:
     with pytest.raises(gym.error.NameNotFound, match="SlipperyHopper"):
         make_nonstationary_vec_env("SliperyHopper-v0")

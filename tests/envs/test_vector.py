@@ -1,6 +1,8 @@
 """``gymnasium.make_vec`` over a batch against ``SyncVectorEnv``: equal bits in every autoreset mode."""
 
 import warnings
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,19 +15,19 @@ from sb3_plasticity.envs.vector import MujocoVectorEnv
 pytest.importorskip("mujoco.batch", reason="this MuJoCo has none", exc_type=ImportError)
 
 CYCLE = {"kind": "cyclic", "values": [0.3, 2.3, 1.1], "period": 17}
-KEYWORDS = {"schedule": CYCLE, "switch": "immediate", "max_episode_steps": 23}
+KEYWORDS: dict[str, Any] = {"schedule": CYCLE, "switch": "immediate", "max_episode_steps": 23}
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 
 
-def pair(env_id, mode, n=3, **keywords):
-    keywords = {**KEYWORDS, **keywords}
+def pair(env_id: str, mode: AutoresetMode, n: int = 3, **keywords: Any) -> tuple[SyncVectorEnv, MujocoVectorEnv]:
+    keywords: dict[str, Any] = {**KEYWORDS, **keywords}
     sync = gym.make_vec(env_id, n, "sync", vector_kwargs={"autoreset_mode": mode}, **keywords)
     batch = gym.make_vec(env_id, n, autoreset_mode=mode, **keywords)
     assert type(sync) is SyncVectorEnv and type(batch) is MujocoVectorEnv
     return sync, batch
 
 
-def assert_same_infos(one, other):
+def assert_same_infos(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
     # Importing rl_zoo3, as tests of the zoo do in the same process, lets Gymnasium's TimeLimit say this, too.
     one = {key: value for key, value in one.items() if not key.endswith("TimeLimit.truncated")}
     assert one.keys() == other.keys()
@@ -41,7 +43,9 @@ def assert_same_infos(one, other):
                 np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
-def assert_same(one, other):
+def assert_same(
+    one: tuple[np.ndarray | dict[str, np.ndarray], ...], other: tuple[np.ndarray | dict[str, np.ndarray], ...]
+) -> None:
     for a, b in zip(one[:-1], other[:-1], strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
@@ -50,7 +54,7 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 @pytest.mark.parametrize("env_id", ["SlipperyAnt-v0", "SlipperyHopper-v0", "SlipperyHumanoid-v0", "SlipperySwimmer-v0"])
-def test_bit_equal_to_a_sync_vector_env(env_id, mode):
+def test_bit_equal_to_a_sync_vector_env(env_id: str, mode: AutoresetMode) -> None:
     sync, batch = pair(env_id, mode)
     assert batch.observation_space == sync.observation_space and batch.action_space == sync.action_space
     assert batch.metadata["autoreset_mode"] is mode
@@ -71,7 +75,9 @@ def test_bit_equal_to_a_sync_vector_env(env_id, mode):
 
 
 @pytest.mark.parametrize("mode", MODES[:2], ids=lambda mode: mode.value)
-def test_a_diverged_simulation_is_told_as_in_a_sync_vector_env(mode, tmp_path, monkeypatch):
+def test_a_diverged_simulation_is_told_as_in_a_sync_vector_env(
+    mode: AutoresetMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings to a file in the working directory
     sync, batch = pair("SlipperyHopper-v0", mode)
     assert_same(sync.reset(seed=0), batch.reset(seed=0))
@@ -81,7 +87,7 @@ def test_a_diverged_simulation_is_told_as_in_a_sync_vector_env(mode, tmp_path, m
         assert_same(sync.step(given), batch.step(given))
 
 
-def test_gymnasiums_own_wrappers_and_clocks():
+def test_gymnasiums_own_wrappers_and_clocks() -> None:
     env = gym.make_vec("SlipperyAnt-v0", num_envs=4, schedule=CYCLE, terminate_when_unhealthy=False)
     assert isinstance(env, VectorEnv) and env.spec.id == "SlipperyAnt-v0" and env.num_envs == 4
     wrapped = NormalizeObservation(RecordEpisodeStatistics(env))
@@ -96,13 +102,13 @@ def test_gymnasiums_own_wrappers_and_clocks():
     env.close()
 
 
-def test_what_a_batch_cannot_do_is_a_sync_vector_env_and_a_warning():
+def test_what_a_batch_cannot_do_is_a_sync_vector_env_and_a_warning() -> None:
     with pytest.warns(UserWarning, match="SlipperyAnt-v0 in a SyncVectorEnv, not in a batch: contact forces"):
         env = gym.make_vec("SlipperyAnt-v0", num_envs=2, contact_cost_weight=5e-4)
     assert type(env) is SyncVectorEnv
 
 
-def test_bad_arguments():
+def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"`autoreset_mode` must be one of 'NextStep', .* got 'Never'"):
         gym.make_vec("SlipperyAnt-v0", num_envs=2, autoreset_mode="Never")
     with pytest.raises(ValueError, match=r"`num_envs` must be a whole number >= 1, got 0"):

@@ -2,6 +2,8 @@
 
 import pickle
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,18 +18,18 @@ STATE = ("qpos", "qvel", "qacc_warmstart")
 
 
 @pytest.fixture
-def warp():
+def warp() -> None:
     module = pytest.importorskip("warp", reason="extra warp", exc_type=ImportError)
     pytest.importorskip("mujoco_warp", reason="extra warp", exc_type=ImportError)
     module.config.quiet = True
 
 
-def pair(env_id, n_envs=3, **keywords):
-    keywords = {"seed": 3, "schedule": CYCLE, "switch": "immediate", **keywords}
+def pair(env_id, n_envs: int = 3, **keywords: Any):
+    keywords: dict[str, Any] = {"seed": 3, "schedule": CYCLE, "switch": "immediate", **keywords}
     return MujocoBatchVecEnv(env_id, n_envs, **keywords), MujocoWarpVecEnv(env_id, n_envs, device="cpu", **keywords)
 
 
-def close(one, other, tolerance):
+def close(one, other, tolerance) -> None:
     """Infos of the same tasks and episodes, with nearly the same numbers."""
     assert one.keys() == other.keys()
     for key in one.keys() - {"episode"}:
@@ -48,7 +50,7 @@ def close(one, other, tolerance):
         ("SlipperySwimmer-v0", "viscosity"),
     ],
 )
-def test_a_step_is_within_single_precision_of_a_batch(warp, env_id, parameter):
+def test_a_step_is_within_single_precision_of_a_batch(warp, env_id: str, parameter: str) -> None:
     batch, device = pair(env_id, parameter=parameter, max_episode_steps=10)
     np.testing.assert_array_equal(batch.reset(), device.reset())
     rng, tasks = np.random.default_rng(0), set()
@@ -71,7 +73,7 @@ def test_a_step_is_within_single_precision_of_a_batch(warp, env_id, parameter):
 @pytest.mark.parametrize(
     "env_id", ["SlipperyAnt-v0", "SlipperyHopper-v0", "SlipperyWalker2d-v0", "SlipperyHumanoid-v0"]
 )
-def test_a_step_in_the_air_is_within_single_precision_of_a_batch(warp, env_id):
+def test_a_step_in_the_air_is_within_single_precision_of_a_batch(warp, env_id: str) -> None:
     batch, device = pair(env_id)
     np.testing.assert_array_equal(batch.reset(), device.reset())
     height = 1 if env_id in ("SlipperyHopper-v0", "SlipperyWalker2d-v0") else 2
@@ -87,7 +89,7 @@ def test_a_step_in_the_air_is_within_single_precision_of_a_batch(warp, env_id):
 
 
 @pytest.mark.slow
-def test_divergence_full_contacts_and_pickling(warp, tmp_path, monkeypatch):
+def test_divergence_full_contacts_and_pickling(warp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     env = MujocoWarpVecEnv("SlipperyHalfCheetah-v0", 3, seed=0, device="cpu", max_contacts=1, infos="episode")
     copy = pickle.loads(pickle.dumps(env))
@@ -103,13 +105,13 @@ def test_divergence_full_contacts_and_pickling(warp, tmp_path, monkeypatch):
     assert "CONTACTFULL" in errors
 
 
-def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch):
+def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mujoco_warp", None)
     with pytest.raises(NotBatchableError, match=r"MuJoCo Warp is not installed .*sb3-plasticity\[warp\]"):
         MujocoWarpVecEnv("SlipperyAnt-v0", 2)
 
 
-def test_bad_arguments(warp):
+def test_bad_arguments(warp) -> None:
     with pytest.raises(ValueError, match=r"`device` must be one that Warp has \(.*cpu.*\) or None, got 'gpu:7'"):
         MujocoWarpVecEnv("SlipperyAnt-v0", 2, device="gpu:7")
     with pytest.raises(ValueError, match=r"`max_contacts` must be a whole number >= 1, got 0"):

@@ -1,7 +1,8 @@
 """Any environment under a schedule: the wrappers and sequences tick as the robots do."""
 
 import pickle
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +16,7 @@ from sb3_plasticity.envs import NonStationary, TaskSequence, has_clock
 from sb3_plasticity.envs.joint_spaces import cut, join_actions, join_observations, pad
 from sb3_plasticity.envs.wrappers import ActionPermutation, ObservationPermutation, ObservationShift
 
-CYCLE = {"kind": "cyclic", "values": [9.8, 20.0, 5.0], "period": 10}
+CYCLE: dict[str, Any] = {"kind": "cyclic", "values": [9.8, 20.0, 5.0], "period": 10}
 NUMBERED = {"kind": "numbered", "period": 10, "seed": 1}
 
 
@@ -24,25 +25,25 @@ class Constant(gym.Env):
 
     metadata: ClassVar = {"render_modes": []}
 
-    def __init__(self, size=3, actions=4, render_mode=None):
+    def __init__(self, size: int = 3, actions: int = 4, render_mode=None) -> None:
         self.observation_space = spaces.Box(0, size, (size,), np.float32)
         self.action_space = spaces.Discrete(actions)
         self.render_mode = render_mode
         self.level = 1
         self.noise = 0.0
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return self._observation(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self._observation(), float(action), False, False, {}
 
-    def _observation(self):
+    def _observation(self) -> np.ndarray:
         return np.arange(1, self.observation_space.shape[0] + 1, dtype=np.float32)
 
 
-def pole_length(env, value):
+def pole_length(env, value) -> None:
     env.length = value
 
 
@@ -56,7 +57,7 @@ WORLDS = {
 }
 
 
-def rollout(env, steps, seed=0):
+def rollout(env: NonStationary, steps: int, seed: int = 0) -> list[tuple[Any, ...]]:
     """Everything that an env says."""
     rng = np.random.default_rng(seed)
     said = [(*env.reset(seed=seed),)]
@@ -67,18 +68,18 @@ def rollout(env, steps, seed=0):
     return said
 
 
-def assert_equal(one, other):
+def assert_equal(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> None:
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a[0], b[0])
         assert a[1:] == b[1:]
 
 
-def indices(env, steps):
+def indices(env: NonStationary, steps: int) -> list[int]:
     return [env.step(0)[-1]["task_index"] for _ in range(steps)]
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_same_seed_same_rollout_and_pickling(name):
+def test_same_seed_same_rollout_and_pickling(name: str) -> None:
     env = WORLDS[name]()
     assert has_clock(env) and not has_clock(gym.make("CartPole-v1"))
     first = rollout(env, 60)
@@ -88,7 +89,7 @@ def test_same_seed_same_rollout_and_pickling(name):
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_clocks_freezing_and_syncing(name):
+def test_clocks_freezing_and_syncing(name: str) -> None:
     env = WORLDS[name](task=2)
     assert env.reset(seed=0)[1]["task_index"] == 2 == env.task.index
     env.set_task(None)
@@ -101,7 +102,7 @@ def test_clocks_freezing_and_syncing(name):
         WORLDS[name](switch="now")
 
 
-def test_immediate_switches_within_an_episode():
+def test_immediate_switches_within_an_episode() -> None:
     env = NonStationary(Constant(), "level", {**CYCLE, "values": [1, 2, 3]}, switch="immediate")
     env.reset(seed=0)
     assert indices(env, 25) == [0] * 10 + [1] * 10 + [2] * 5
@@ -112,9 +113,9 @@ def test_immediate_switches_within_an_episode():
     assert env.reset()[1] == {"task_index": 1, "task_value": 1.0, "task_name": "Constant (2)"}
 
 
-def test_the_attribute_is_set_and_set_again_after_a_reset():
+def test_the_attribute_is_set_and_set_again_after_a_reset() -> None:
     class Forgetful(Constant):
-        def reset(self, **keywords):
+        def reset(self, **keywords: Any) -> tuple[Any, dict[str, Any]]:
             self.noise = 0.0
             return super().reset(**keywords)
 
@@ -127,7 +128,7 @@ def test_the_attribute_is_set_and_set_again_after_a_reset():
     assert inner.unwrapped.model.opt.timestep == 0.004
 
 
-def test_shifts_and_permutations_are_what_they_say():
+def test_shifts_and_permutations_are_what_they_say() -> None:
     env = ObservationShift(Constant(), 2.0, NUMBERED)
     plain = np.array([1, 2, 3], np.float32)
     np.testing.assert_array_equal(env.reset(seed=0)[0], plain)  # none in the first task
@@ -144,7 +145,7 @@ def test_shifts_and_permutations_are_what_they_say():
     assert np.std(shifts) == pytest.approx(2.0, rel=0.02) and abs(np.mean(shifts)) < 0.05
 
 
-def test_a_sequence_pads_and_offers_the_largest_space():
+def test_a_sequence_pads_and_offers_the_largest_space() -> None:
     env = TaskSequence([Constant, lambda render_mode=None: Constant(5, 6)], 10, task=0)
     assert env.observation_space == spaces.Box(0, np.array([5, 5, 5, 5, 5], np.float32))
     assert env.action_space == spaces.Discrete(6)
@@ -155,7 +156,7 @@ def test_a_sequence_pads_and_offers_the_largest_space():
     assert env.reset()[0].tolist() == [1, 2, 3, 4, 5] and env.step(5)[1] == 5 and env.task.name == "<lambda>"
 
 
-def test_joining_boxes_of_different_shapes_by_hand():
+def test_joining_boxes_of_different_shapes_by_hand() -> None:
     bits, floats = spaces.MultiBinary(3), spaces.Box(-1, 1, (2, 3), np.float32)
     joint = join_observations({"a": floats, "b": spaces.Box(-2, 0, (4, 1), np.float64)})
     assert joint.shape == (4, 3) and joint.dtype == np.float64
@@ -168,7 +169,7 @@ def test_joining_boxes_of_different_shapes_by_hand():
             join({"a": bits, "b": floats})
 
 
-def test_tasks_are_synchronised_by_the_callback():
+def test_tasks_are_synchronised_by_the_callback() -> None:
     env = DummyVecEnv([lambda: TaskSequence(["CartPole-v1", "Acrobot-v1"], 64)] * 2)
     assert has_clock(env)
     changes = []
@@ -207,7 +208,7 @@ def test_tasks_are_synchronised_by_the_callback():
         (lambda: TaskSequence(["CartPole-v1", "Pendulum-v1"], 10), r"action spaces .*CartPole-v1: Discrete\(2\), Pend"),
     ],
 )
-def test_bad_arguments_are_one_sentence_before_training(make, message):
+def test_bad_arguments_are_one_sentence_before_training(make: Callable[..., Any], message: str) -> None:
     with pytest.raises(Exception, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)

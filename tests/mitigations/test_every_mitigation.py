@@ -2,6 +2,8 @@
 
 import copy
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch.utils import _pytree as pytree
 from sb3_plasticity.mitigations import MitigationCallback, attachments_of
 
 
-def test_the_table_covers_the_registry():
+def test_the_table_covers_the_registry() -> None:
     assert {name for name, _ in ACTING} == ours()
 
 
@@ -24,11 +26,11 @@ class SaveAt(BaseCallback):
     :param step: the first rollout that begins there or later
     """
 
-    def __init__(self, path, step):
+    def __init__(self, path, step) -> None:
         super().__init__()
         self.path, self.step, self.around = path, step, None
 
-    def _on_rollout_start(self):
+    def _on_rollout_start(self) -> None:
         if self.around is None and self.num_timesteps >= self.step:
             self.model.save(self.path)
             self.around = copy.deepcopy((self.model.env, getattr(self.model, "replay_buffer", None)))
@@ -74,7 +76,7 @@ def weights_differ(one, other):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory: pytest.TempPathFactory):
     """For each algorithm, an agent without mitigations after half of the training."""
     found = {}
     for algorithm in ("PPO", "SAC"):
@@ -86,7 +88,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("algorithm", ["PPO", "SAC"])
 @pytest.mark.parametrize(("name", "arguments"), ACTING, ids=labels(ACTING))
-def test_a_resumed_run_is_the_uninterrupted_one(name, arguments, algorithm, plain, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(name, arguments, algorithm, plain, tmp_path: Path) -> None:
     if name == "rank_ascent" and algorithm == "SAC":
         pytest.skip("rank_ascent is for on-policy algorithms")
 
@@ -105,7 +107,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name, arguments, algorithm, plai
 
 
 class Stop(BaseCallback):
-    def __init__(self, error):
+    def __init__(self, error) -> None:
         super().__init__()
         self.error = error
 
@@ -117,14 +119,14 @@ class Stop(BaseCallback):
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize(("name", "arguments"), ACTING, ids=labels(ACTING))
-def test_no_hook_is_left(name, arguments, error):
+def test_no_hook_is_left(name, arguments, error) -> None:
     model = make_acting("PPO").learn(32, callback=MitigationCallback([{name: arguments}]))
     assert n_hooks(model) == 0
     with pytest.raises(type(error)):  # while data are collected
         model.learn(64, callback=[MitigationCallback([{name: arguments}]), Stop(error)])
     assert n_hooks(model) == 0
 
-    def breaks(*_):
+    def breaks(*_: Any) -> None:
         raise error
 
     model.policy.optimizer.step = breaks

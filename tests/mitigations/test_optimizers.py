@@ -2,6 +2,9 @@
 
 import copy
 import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,9 @@ START = [RNG.normal(size=(3, 2)), RNG.normal(size=3)]
 GRADIENTS = [[RNG.normal(size=(3, 2)), RNG.normal(size=3)] for _ in range(6)]
 
 
-def run(make, gradients=GRADIENTS):
+def run(
+    make: Callable[..., Any] | type[UPGD], gradients: list[list[np.ndarray]] = GRADIENTS
+) -> tuple[list[np.ndarray], th.optim.Optimizer]:
     parameters = [nn.Parameter(th.tensor(value)) for value in START]
     optimizer = make(parameters)
     for each in gradients:
@@ -27,7 +32,9 @@ def run(make, gradients=GRADIENTS):
     return [parameter.detach().numpy() for parameter in parameters], optimizer
 
 
-def adam_steps(gradients, lr, betas=(0.9, 0.999), eps=1e-8):
+def adam_steps(
+    gradients: list[list[np.ndarray]], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> Iterator[list[np.ndarray]]:
     """Adam's steps, one list a step."""
     m, v = [0.0, 0.0], [0.0, 0.0]
     for t, each in enumerate(gradients, 1):
@@ -38,7 +45,7 @@ def adam_steps(gradients, lr, betas=(0.9, 0.999), eps=1e-8):
         ]
 
 
-def upgd_in_numpy(lr, decay):
+def upgd_in_numpy(lr: float, decay: float) -> list[np.ndarray]:
     theta = [value.copy() for value in START]
     utility = [np.zeros_like(value) for value in START]
     for t, (gradients, steps) in enumerate(zip(GRADIENTS, adam_steps(GRADIENTS, lr, eps=1e-5), strict=True), 1):
@@ -54,13 +61,13 @@ def upgd_in_numpy(lr, decay):
     return theta
 
 
-def test_upgd_without_noise():
+def test_upgd_without_noise() -> None:
     found, _ = run(lambda p: UPGD(p, lr=0.01, weight_decay=0.1, sigma=0))
     for one, other in zip(found, upgd_in_numpy(0.01, 0.1), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
-def test_upgds_noise_is_gated_scaled_and_only_for_matrices():
+def test_upgds_noise_is_gated_scaled_and_only_for_matrices() -> None:
     quiet, _ = run(lambda p: UPGD(p, lr=0.01, sigma=0), GRADIENTS[:1])
     loud, _ = run(lambda p: UPGD(p, lr=0.01, sigma=0.5), GRADIENTS[:1])
     assert (quiet[1] == loud[1]).all()
@@ -70,7 +77,7 @@ def test_upgds_noise_is_gated_scaled_and_only_for_matrices():
     np.testing.assert_allclose(quiet[0] - loud[0], 2 * 0.01 * (1 - gate) * 0.5 * xi, atol=1e-14)
 
 
-def test_upgd_where_no_utility_is_positive_and_where_a_gradient_is_missing():
+def test_upgd_where_no_utility_is_positive_and_where_a_gradient_is_missing() -> None:
     found, _ = run(lambda p: UPGD(p, lr=0.1, weight_decay=0, sigma=0), [[np.sign(value) for value in START]])
     # All utilities are -|theta|: the largest |theta| has the smallest, and its gate is sigmoid(-1).
     largest = np.abs(START[0]).max() if np.abs(START[0]).max() > np.abs(START[1]).max() else np.abs(START[1]).max()
@@ -82,7 +89,7 @@ def test_upgd_where_no_utility_is_positive_and_where_a_gradient_is_missing():
     assert alone.tolist() == [1, 1]
 
 
-def test_trac():
+def test_trac() -> None:
     lr, betas = 0.05, np.array([0.9, 0.99])
     theta = [value.copy() for value in START]
     v, q, s = np.zeros(2), np.full(2, 1e-8), np.zeros(2)
@@ -102,12 +109,12 @@ def test_trac():
 
 
 @pytest.mark.parametrize("x", [0.0, 1e-9, -0.7, 1.0, 5.0, -25.0])
-def test_erfi(x):
+def test_erfi(x: float) -> None:
     assert erfi(x) == pytest.approx(scipy.special.erfi(x), rel=1e-13)
     assert math.isfinite(erfi(1e6))
 
 
-def test_muon_takes_the_matrices_and_adam_the_rest():
+def test_muon_takes_the_matrices_and_adam_the_rest() -> None:
     found, _ = run(lambda p: MuonAdam(p, lr=0.01, min_rows=3, weight_decay=0.1))
     steps = list(adam_steps(GRADIENTS, 0.01))
     np.testing.assert_allclose(found[1], START[1] + sum(step[1] for step in steps), rtol=1e-10)
@@ -126,7 +133,7 @@ def test_muon_takes_the_matrices_and_adam_the_rest():
 
 
 @pytest.mark.parametrize("optimizer", [UPGD, TRAC, MuonAdam])
-def test_saved_state_goes_on_bit_for_bit(optimizer):
+def test_saved_state_goes_on_bit_for_bit(optimizer: type[th.optim.Optimizer]) -> None:
     whole, _ = run(optimizer)
     _, first = run(optimizer, GRADIENTS[:3])
     parameters = [nn.Parameter(p.detach().clone()) for p in first.param_groups[0]["params"]]
@@ -140,8 +147,8 @@ def test_saved_state_goes_on_bit_for_bit(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", [UPGD, TRAC, MuonAdam])
-def test_an_agent_learns_with_it_saves_and_goes_on(optimizer, tmp_path):
-    def make():
+def test_an_agent_learns_with_it_saves_and_goes_on(optimizer: type[th.optim.Optimizer], tmp_path: Path) -> None:
+    def make() -> PPO:
         kwargs = dict(optimizer_class=optimizer, net_arch=[32])
         return PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=8, n_epochs=1, seed=0, policy_kwargs=kwargs)
 
@@ -168,6 +175,6 @@ def test_an_agent_learns_with_it_saves_and_goes_on(optimizer, tmp_path):
         (lambda p: MuonAdam(p, min_rows=0), "`min_rows` must be"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_bad_arguments(make: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make([nn.Parameter(th.ones(2, 2))])

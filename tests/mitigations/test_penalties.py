@@ -2,17 +2,21 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from torch import nn
 
+from sb3_plasticity.agents.networks import Network
 from sb3_plasticity.mitigations import (
     L2,
     ChurnReduction,
     EffectiveRank,
     FeatureNorm,
     L2Init,
+    Mitigation,
     MitigationCallback,
     Parseval,
     RegenerativeWasserstein,
@@ -27,7 +31,7 @@ from algorithms import make_agent
 FEATURES = 1e-6
 
 
-def network():
+def network() -> nn.Sequential:
     th.manual_seed(0)
     conv = [th.nn.Conv2d(1, 3, 2), th.nn.ReLU(), th.nn.Flatten()]
     dense = [
@@ -45,7 +49,7 @@ def network():
     return net
 
 
-def l2(p, _start):
+def l2(p: dict[str, th.Tensor], _start: dict[str, th.Tensor]) -> th.Tensor:
     return sum(value.square().sum() for value in p.values())
 
 
@@ -85,7 +89,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("kind", FORMULAS)
-def test_value_and_gradient_are_those_of_the_published_formula(kind):
+def test_value_and_gradient_are_those_of_the_published_formula(kind: type[Mitigation]) -> None:
     net = network()
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     optimizer, part = th.optim.SGD(net.parameters(), lr=1.0), kind(0.7)
@@ -114,7 +118,7 @@ def test_value_and_gradient_are_those_of_the_published_formula(kind):
 
 @pytest.mark.parametrize("aggregate", ["mean", "sum"])
 @pytest.mark.parametrize("part", [FeatureNorm, EffectiveRank])
-def test_feature_penalties_are_terms_of_the_loss(part, aggregate):
+def test_feature_penalties_are_terms_of_the_loss(part: type[Mitigation], aggregate: str) -> None:
     th.manual_seed(0)
     net = th.nn.Sequential(
         th.nn.Linear(3, 6), th.nn.ReLU(), th.nn.Linear(6, 6), th.nn.Tanh(), th.nn.Linear(6, 1)
@@ -145,7 +149,7 @@ def test_feature_penalties_are_terms_of_the_loss(part, aggregate):
         th.testing.assert_close(parameter.grad, value, rtol=1e-6, atol=FEATURES)
 
 
-def test_decoupled_decay_is_adamw_bit_for_bit():
+def test_decoupled_decay_is_adamw_bit_for_bit() -> None:
     nets = []
     for ours in (True, False):
         net = network()
@@ -163,8 +167,8 @@ def test_decoupled_decay_is_adamw_bit_for_bit():
 
 
 @pytest.mark.parametrize("interval", [1, 8])
-def test_ppo_with_two_mitigations_is_ppo_l2er(interval):
-    kwargs = dict(policy_kwargs=dict(net_arch=[16, 16]), n_steps=32, batch_size=16)
+def test_ppo_with_two_mitigations_is_ppo_l2er(interval: int) -> None:
+    kwargs: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[16, 16]), n_steps=32, batch_size=16)
     ours = make_agent("PPO", **kwargs)
     parts = [EffectiveRank(1e-2, interval=interval), L2(5e-4, log_std=True)]
     ours.learn(128, callback=MitigationCallback(parts))
@@ -188,7 +192,7 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("algorithm", ["A2C", "TRPO", "RecurrentPPO", "CrossQ"])
 @pytest.mark.filterwarnings("ignore:.*alone. TRPO")
-def test_a_penalty_acts_on_every_algorithm_and_at_strength_0_does_not(name, algorithm):
+def test_a_penalty_acts_on_every_algorithm_and_at_strength_0_does_not(name: str, algorithm: str) -> None:
     steps = 64 if algorithm == "A2C" else 32  # four updates at least
     plain = make_agent(algorithm).learn(steps).policy.state_dict()
     for coef, acts in ((0.0, False), (PARTS[name]["coef"], True)):
@@ -203,7 +207,7 @@ def test_a_penalty_acts_on_every_algorithm_and_at_strength_0_does_not(name, algo
         assert acts != all(th.equal(value, found[key]) for key, value in plain.items())
 
 
-def test_churn_is_measured_between_two_updates():
+def test_churn_is_measured_between_two_updates() -> None:
     """D of two categorical distributions and of two mean actions, by hand."""
     part = ChurnReduction(1.0, batch_size=8)
     model = make_agent("PPO")
@@ -212,7 +216,7 @@ def test_churn_is_measured_between_two_updates():
     states = []
     gradient = part._churn_gradients
 
-    def spy(net):
+    def spy(net: Network) -> dict[str, th.Tensor]:
         before = part.state[net.name]
         with th.no_grad():
             now = model.policy.get_distribution(before["observations"]).distribution.mean
@@ -225,7 +229,7 @@ def test_churn_is_measured_between_two_updates():
     assert len(states) == 3 and min(states) > 0  # the first of four updates has no predecessor
 
 
-def test_bad_input_is_one_sentence_before_training():
+def test_bad_input_is_one_sentence_before_training() -> None:
     for entry, message in {
         "l2_innit": "did you mean 'l2_init'",
         "no.such.Thing": "paths to classes that can be imported",

@@ -2,13 +2,16 @@
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch as th
 from algorithms import make_agent
+from stable_baselines3 import PPO
 from torch import nn
 
-from sb3_plasticity.mitigations import MitigationCallback, mitigate
+from sb3_plasticity.mitigations import Mitigation, MitigationCallback, mitigate
 from sb3_plasticity.mitigations.projections import (
     NormalizeAndProject,
     SelectiveWeightReinit,
@@ -33,12 +36,12 @@ IDLE = {
 }
 
 
-def make_net():
+def make_net() -> nn.Sequential:
     th.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
 
 
-def steps(net, part, n, lr=0.1, task_change=False):
+def steps(net: nn.Sequential, part: Mitigation, n: int, lr: float = 0.1, task_change: bool = False) -> Mitigation:
     optimizer = th.optim.SGD(net.parameters(), lr=lr)
     with mitigate(net, optimizer, [part]) as change:
         for _ in range(n):
@@ -50,7 +53,7 @@ def steps(net, part, n, lr=0.1, task_change=False):
     return part
 
 
-def test_boundary_mixes_in_a_fresh_network():
+def test_boundary_mixes_in_a_fresh_network() -> None:
     net, expected = make_net(), {}
     fresh = fresh_parameters(net, 5 + 1)
     for name, parameter in net.named_parameters():
@@ -59,7 +62,7 @@ def test_boundary_mixes_in_a_fresh_network():
     assert all(th.allclose(p, expected[name]) for name, p in net.named_parameters())
 
 
-def test_soft_takes_updates_together():
+def test_soft_takes_updates_together() -> None:
     net = make_net()
     before = copy.deepcopy(net.state_dict())
     part = steps(net, ShrinkAndPerturb(0.9, 0.1, when="update", interval=4), 7, lr=0.0)
@@ -69,7 +72,7 @@ def test_soft_takes_updates_together():
     assert part.state["resets"] == 1
 
 
-def test_normal_noise_has_its_variance():
+def test_normal_noise_has_its_variance() -> None:
     net = nn.Sequential(nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 3))
     before = net[0].weight.detach().clone()
     optimizer = th.optim.SGD(net.parameters(), lr=0.0)
@@ -80,7 +83,7 @@ def test_normal_noise_has_its_variance():
     assert (net[0].weight - before).std().item() == pytest.approx(0.2, rel=0.03)
 
 
-def test_weights_are_clipped_at_the_bound_of_their_layer():
+def test_weights_are_clipped_at_the_bound_of_their_layer() -> None:
     net = make_net()
     sigma = net[0].weight.detach().numpy().std()
     output = copy.deepcopy(net[5].state_dict())
@@ -95,7 +98,7 @@ def test_weights_are_clipped_at_the_bound_of_their_layer():
     assert net[5].weight.abs().max().item() == pytest.approx(0.1 / 2, rel=1e-6)
 
 
-def test_weights_return_to_their_norm():
+def test_weights_return_to_their_norm() -> None:
     net = make_net()
     norms = {i: net[i].weight.norm().item() for i in (0, 3, 5)}
     steps(net, NormalizeAndProject(gains="project"), 5)
@@ -106,7 +109,7 @@ def test_weights_return_to_their_norm():
     assert gains.item() == pytest.approx(4, rel=1e-6)
 
 
-def test_the_smallest_weights_are_drawn_anew():
+def test_the_smallest_weights_are_drawn_anew() -> None:
     net = make_net()
     before = copy.deepcopy(net.state_dict())
     part = steps(net, SelectiveWeightReinit(0.25, every=2), 3, lr=0.0)
@@ -121,13 +124,13 @@ def test_the_smallest_weights_are_drawn_anew():
     assert th.equal(net[0].bias, before["0.bias"])
 
 
-def parameters(model):
+def parameters(model: PPO) -> dict[str, th.Tensor]:
     return {name: p.detach().clone() for name, p in model.policy.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["PPO", "SAC"])
 @pytest.mark.parametrize("kind", BUSY)
-def test_agents(name, kind):
+def test_agents(name: str, kind: str) -> None:
     model = make_agent(name)
     objects = {key: id(p) for key, p in model.policy.named_parameters()}
     exploration = model.policy.log_std.detach().clone() if name == "PPO" else None
@@ -141,7 +144,7 @@ def test_agents(name, kind):
 
 @pytest.mark.parametrize("name", ["PPO", "SAC"])
 @pytest.mark.parametrize("kind", IDLE)
-def test_doing_nothing_is_bit_identical(name, kind):
+def test_doing_nothing_is_bit_identical(name: str, kind: str) -> None:
     model = make_agent(name).learn(32, callback=MitigationCallback([IDLE[kind]()]))
     plain = parameters(make_agent(name).learn(32))
     assert all(th.equal(p, plain[key]) for key, p in parameters(model).items())
@@ -160,6 +163,6 @@ def test_doing_nothing_is_bit_identical(name, kind):
         (lambda: SelectiveWeightReinit(utility="age"), "`utility` must be"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_bad_arguments(make: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,13 +1,16 @@
 """Recyclers: which units they choose, by hand; and what they leave alone, on real agents."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch as th
 from algorithms import IMAGE, make_agent
+from stable_baselines3 import PPO
 from torch import nn
 
-from sb3_plasticity.mitigations import MitigationCallback, mitigate
+from sb3_plasticity.mitigations import Mitigation, MitigationCallback, mitigate
 from sb3_plasticity.mitigations.recycling import (
     CalibratedPartialResets,
     ContinualBackprop,
@@ -30,7 +33,7 @@ IDLE = {
 }
 
 
-def three_units(weights, outgoing):
+def three_units(weights: list[float], outgoing: list[float]) -> nn.Sequential:
     """A network of one input, three ReLU units and one output."""
     net = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1))
     with th.no_grad():
@@ -41,7 +44,9 @@ def three_units(weights, outgoing):
     return net
 
 
-def steps(net, mitigation, n, optimizer=None, loss=lambda out: out.mean()):
+def steps(
+    net: Any, mitigation: Mitigation, n: int, optimizer=None, loss: Callable[..., Any] = lambda out: out.mean()
+) -> Mitigation:
     """Updates that by themselves change nothing, on the inputs 1 and 3."""
     optimizer = optimizer or th.optim.SGD(net.parameters(), lr=0.0)
     with mitigate(net, optimizer, [mitigation]):
@@ -62,7 +67,7 @@ def steps(net, mitigation, n, optimizer=None, loss=lambda out: out.mean()):
         ("adaptable_contribution", 1),  # 1, .5, 5
     ],
 )
-def test_continual_backprop_recycles_the_least_useful(utility, worst):
+def test_continual_backprop_recycles_the_least_useful(utility: str, worst: int) -> None:
     net = three_units([2.0, 1.0, 0.5], [1.0, 0.5, 5.0])
     before = copy.deepcopy(net.state_dict())
     part = steps(net, ContinualBackprop(0.34, maturity_threshold=2, utility=utility, decay_rate=0.5), 3)
@@ -75,7 +80,7 @@ def test_continual_backprop_recycles_the_least_useful(utility, worst):
     assert part.state["layers"]["0"]["age"].tolist() == [0 if i == worst else 3 for i in range(3)]
 
 
-def test_continual_backprop_protects_the_young_and_accumulates_fractions():
+def test_continual_backprop_protects_the_young_and_accumulates_fractions() -> None:
     net = three_units([2.0, 1.0, 0.5], [1.0, 0.5, 5.0])
     assert steps(net, ContinualBackprop(1.0, maturity_threshold=3), 3).state["recycled"] == 0
     # .1 of 3 units an update: the first after four mature updates.
@@ -83,7 +88,7 @@ def test_continual_backprop_protects_the_young_and_accumulates_fractions():
     assert steps(net, ContinualBackprop(0.1, maturity_threshold=0), 4).state["recycled"] == 1
 
 
-def test_redo_recycles_the_dormant():
+def test_redo_recycles_the_dormant() -> None:
     net = three_units([2.0, 0.05, -1.0], [1.0, 1.0, 1.0])  # scores 2.93, .073, 0
     part = steps(net, ReDo(tau=0.05, every=1), 1)
     assert part.state["recycled"] == 1 and net[2].weight[0].tolist() == [1, 1, 0]
@@ -92,7 +97,7 @@ def test_redo_recycles_the_dormant():
     assert part.state["recycled"] == 2
 
 
-def test_regrama_recycles_units_without_gradient():
+def test_regrama_recycles_units_without_gradient() -> None:
     net = three_units([2.0, 1.0, 0.5], [1.0, 0.001, 5.0])  # gradients by incoming weights: as the outgoing ones
     part = steps(net, ReGraMa(tau=0.01, every=2), 1)
     assert part.state["recycled"] == 0
@@ -100,7 +105,7 @@ def test_regrama_recycles_units_without_gradient():
     assert part.state["recycled"] == 1 and net[2].weight[0, 1] == 0 and net[2].weight[0, 0] == 1
 
 
-def test_calibrated_partial_resets_by_hand():
+def test_calibrated_partial_resets_by_hand() -> None:
     net = three_units([2.0, 1.0, 0.5], [1.0, 2.0, 3.0])  # scores .5, 1, 1.5
     part = CalibratedPartialResets(rho=0.5, every=1, decay_rate=0.5)
     steps(net, part, 1)  # u = .75, 1, 1.25
@@ -113,7 +118,7 @@ def test_calibrated_partial_resets_by_hand():
     assert net[2].bias.item() == 0 and part.state["layers"]["0"]["utility"].tolist() == [1, 1, 1]
 
 
-def test_self_normalized_resets_wait_for_their_own_percentile():
+def test_self_normalized_resets_wait_for_their_own_percentile() -> None:
     net = three_units([2.0, 1.0, -1.0], [1.0, 1.0, 1.0])  # the last never fires
     part = steps(net, SelfNormalizedResets(percentile=0.9, refresh=10**6), 99)
     assert part.state["recycled"] == 0 and part.state["layers"]["0"]["age"].tolist() == [0, 0, 198]
@@ -131,13 +136,13 @@ def test_self_normalized_resets_wait_for_their_own_percentile():
         steps(nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)), SelfNormalizedResets(), 1)
 
 
-def parameters(model):
+def parameters(model: PPO) -> dict[str, th.Tensor]:
     return {name: p.detach().clone() for name, p in model.policy.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["PPO", "RecurrentPPO", "SAC", "DQN", "CrossQ"])
 @pytest.mark.parametrize("kind", BUSY)
-def test_agents(name, kind):
+def test_agents(name: str, kind: str) -> None:
     model = make_agent(name)
     objects = {key: id(p) for key, p in model.policy.named_parameters()}
     part = BUSY[kind]()
@@ -149,13 +154,13 @@ def test_agents(name, kind):
 
 @pytest.mark.parametrize("name", ["PPO", "SAC"])
 @pytest.mark.parametrize("kind", IDLE)
-def test_doing_nothing_is_bit_identical(name, kind):
+def test_doing_nothing_is_bit_identical(name: str, kind: str) -> None:
     model = make_agent(name).learn(32, callback=MitigationCallback([IDLE[kind]()]))
     plain = parameters(make_agent(name).learn(32))
     assert all(th.equal(p, plain[key]) for key, p in parameters(model).items())
 
 
-def test_a_shared_extractor_is_recycled_once():
+def test_a_shared_extractor_is_recycled_once() -> None:
     kwargs = dict(features_extractor_kwargs=dict(features_dim=8), net_arch=[])
     model = make_agent("PPO", IMAGE, policy_kwargs=kwargs)
     part = ContinualBackprop(0.5, maturity_threshold=0)
@@ -184,12 +189,12 @@ def test_a_shared_extractor_is_recycled_once():
         (lambda: CalibratedPartialResets(rho=2), "`rho` must be"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_bad_arguments(make: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_what_cannot_be_recycled_is_refused_before_training():
+def test_what_cannot_be_recycled_is_refused_before_training() -> None:
     linear = make_agent("PPO", policy_kwargs=dict(net_arch=[]))
     with pytest.raises(ValueError, match="networks with hidden units that can be told apart, got 'policy, value'"):
         linear.learn(16, callback=MitigationCallback([ReDo()]))
@@ -200,13 +205,13 @@ def test_what_cannot_be_recycled_is_refused_before_training():
         make_agent("PPO").learn(16, callback=MitigationCallback([ReDo(), ReGraMa()]))
 
 
-def test_layers_that_are_left_alone_are_named():
+def test_layers_that_are_left_alone_are_named() -> None:
     class Residual(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.c = nn.Linear(1, 3), nn.Linear(3, 3), nn.Linear(3, 1)
 
-        def forward(self, x):
+        def forward(self, x: th.Tensor) -> th.Tensor:
             h = th.relu(self.a(x))
             return self.c(th.relu(self.b(h)) + h)
 

@@ -1,14 +1,19 @@
 """Resets: exactly the right tensors change, and training goes on with the same objects."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
 from algorithms import make_agent
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_plasticity.mitigations import (
     FIRE,
     L2,
     LayerReset,
+    Mitigation,
     MitigationCallback,
     OptimizerReset,
     ShrinkHead,
@@ -18,15 +23,15 @@ from sb3_plasticity.mitigations import (
 from sb3_plasticity.mitigations.resets import polar
 
 
-def copies(model):
+def copies(model: BaseAlgorithm) -> dict[str, th.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
 
 
-def changed(model, before):
+def changed(model: BaseAlgorithm, before: dict[str, th.Tensor]) -> set[str]:
     return {name for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
 
 
-def apply(model, part):
+def apply(model: BaseAlgorithm, part: Mitigation) -> tuple[dict[str, th.Tensor], set[str]]:
     """Let a mitigation do what it does at a change of task."""
     objects = {name: id(p) for name, p in model.policy.named_parameters()}
     before = copies(model)
@@ -36,7 +41,7 @@ def apply(model, part):
     return before, changed(model, before)
 
 
-def test_the_last_layer_starts_afresh():
+def test_the_last_layer_starts_afresh() -> None:
     model = make_agent("PPO").learn(32)
     _, touched = apply(model, LayerReset(layers=1, when="task"))
     assert touched == {f"{net}.{kind}" for net in ("action_net", "value_net") for kind in ("weight", "bias")}
@@ -49,7 +54,7 @@ def test_the_last_layer_starts_afresh():
     assert not state.get(action) and state[model.policy.mlp_extractor.policy_net[0].weight]
 
 
-def test_everything_but_exploration_starts_afresh_targets_included():
+def test_everything_but_exploration_starts_afresh_targets_included() -> None:
     model = make_agent("SAC").learn(32)
     temperature = model.log_ent_coef.detach().clone()
     before, touched = apply(model, LayerReset(when="task"))
@@ -66,7 +71,7 @@ def test_everything_but_exploration_starts_afresh_targets_included():
     assert model.actor.optimizer.state
 
 
-def test_log_std_is_left_alone():
+def test_log_std_is_left_alone() -> None:
     model = make_agent("PPO").learn(32)
     with th.no_grad():
         model.policy.log_std.fill_(-0.7)
@@ -75,7 +80,7 @@ def test_log_std_is_left_alone():
         assert (model.policy.log_std == -0.7).all()
 
 
-def test_head_is_halved():
+def test_head_is_halved() -> None:
     model = make_agent("PPO").learn(32)
     before, touched = apply(model, ShrinkHead(0.5))
     assert touched == {f"{net}.{kind}" for net in ("action_net", "value_net") for kind in ("weight", "bias")}
@@ -85,13 +90,13 @@ def test_head_is_halved():
     assert model.policy.optimizer.state[model.policy.log_std]
 
 
-def test_factor_one_changes_nothing():
+def test_factor_one_changes_nothing() -> None:
     plain = make_agent("PPO").learn(64)
     shrunk = make_agent("PPO").learn(64, callback=MitigationCallback([ShrinkHead(1.0, when=16)]))
     assert not changed(shrunk, copies(plain))
 
 
-def test_optimizer_state_is_forgotten():
+def test_optimizer_state_is_forgotten() -> None:
     model = make_agent("PPO").learn(32)
     _, touched = apply(model, OptimizerReset())
     assert not touched
@@ -100,7 +105,7 @@ def test_optimizer_state_is_forgotten():
     assert not model.policy.optimizer.state
 
 
-def test_polar_factor_against_newton_schulz():
+def test_polar_factor_against_newton_schulz() -> None:
     """The authors' own iteration, to convergence, on a matrix scaled to norm 1."""
     generator = th.Generator().manual_seed(0)
     weight = th.randn(6, 4, generator=generator, dtype=th.float64)
@@ -115,7 +120,7 @@ def test_polar_factor_against_newton_schulz():
             th.testing.assert_close(polar(kernel)[:, :, row, column], expected)
 
 
-def test_fire_leaves_biases():
+def test_fire_leaves_biases() -> None:
     model = make_agent("DQN").learn(32)
     _, touched = apply(model, FIRE())
     assert all(name.endswith("weight") for name in touched if "target" not in name)
@@ -126,7 +131,7 @@ def test_fire_leaves_biases():
 
 
 @pytest.mark.parametrize("name", ["PPO", "SAC", "DQN", "RecurrentPPO"])
-def test_periods_count_environment_steps(name):
+def test_periods_count_environment_steps(name: str) -> None:
     callback = MitigationCallback([LayerReset(layers=1, when=32)])
     model = make_agent(name)
     model.learn(112, callback=callback)
@@ -134,7 +139,7 @@ def test_periods_count_environment_steps(name):
     assert callback.mitigations[0].state["resets"] == 3
 
 
-def test_plain_torch():
+def test_plain_torch() -> None:
     net = th.nn.Sequential(th.nn.Linear(2, 3), th.nn.ReLU(), th.nn.Linear(3, 1))
     optimizer = th.optim.Adam(net.parameters())
     with mitigate(net, optimizer, [LayerReset(layers=1, when="task")]) as task_change:
@@ -157,10 +162,10 @@ def test_plain_torch():
         (lambda: apply(make_agent("PPO"), FIRE(networks=["critic"])), "got 'critic'"),
     ],
 )
-def test_bad_input(make, words):
+def test_bad_input(make: Callable[..., Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
 
 
-def test_l2_and_resets_compose():
+def test_l2_and_resets_compose() -> None:
     make_agent("TD3").learn(40, callback=MitigationCallback([L2(1e-3), LayerReset(when=20), ShrinkHead(0.9, when=10)]))

@@ -1,24 +1,28 @@
 """The seam: hooks act where they should, leave no trace, and their state survives."""
 
 import gc
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch as th
 from acting import n_hooks
 from algorithms import ALGORITHMS, make_agent
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_plasticity.agents.networks import Network
 from sb3_plasticity.mitigations import L2, Mitigation, MitigationCallback, attached, attachments_of, mitigate
 
 
 class Everything(Mitigation):
     """Uses every hook, and does nothing at strength 0."""
 
-    def __init__(self, coef=0.0, networks=None, interval=1):
+    def __init__(self, coef: float = 0.0, networks=None, interval: int = 1) -> None:
         super().__init__(coef, networks=networks, interval=interval)
         self.calls = []
 
-    def gradient(self, name, parameter, strength):
+    def gradient(self, name: str, parameter: th.Tensor, strength: float) -> th.Tensor:
         self.calls.append(("gradient", name))
         return strength * parameter
 
@@ -26,33 +30,33 @@ class Everything(Mitigation):
         self.calls.append(("features", network.name, tuple(features)))
         return sum(value.square().sum() for value in features.values())
 
-    def records(self, network):
+    def records(self, network: Network) -> tuple[str, ...]:
         return network.features
 
-    def before_update(self, networks):
+    def before_update(self, networks: tuple[Network, ...]) -> None:
         self.calls.append(("before", *(network.name for network in networks)))
 
-    def after_update(self, networks):
+    def after_update(self, networks) -> None:
         self.calls.append(("after", *(network.name for network in networks)))
 
-    def rollout_start(self):
+    def rollout_start(self) -> None:
         self.calls.append(("start",))
 
-    def rollout_end(self):
+    def rollout_end(self) -> None:
         self.calls.append(("end",))
 
 
-def parameters(model):
+def parameters(model: PPO) -> dict[str, th.Tensor]:
     return {name: value.clone() for name, value in model.policy.state_dict().items()}
 
 
-def same(one, other):
+def same(one: dict[str, th.Tensor], other: dict[str, th.Tensor]) -> bool:
     return all(th.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.filterwarnings("ignore:.*alone. TRPO")
-def test_strength_0_leaves_every_algorithm_as_it_is_bit_for_bit(name):
+def test_strength_0_leaves_every_algorithm_as_it_is_bit_for_bit(name: str) -> None:
     plain = make_agent(name).learn(64)
     mitigated = make_agent(name)
     part = Everything(0.0)
@@ -67,7 +71,7 @@ def test_strength_0_leaves_every_algorithm_as_it_is_bit_for_bit(name):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.filterwarnings("ignore:.*alone. TRPO")
-def test_every_algorithm_feels_every_hook(name):
+def test_every_algorithm_feels_every_hook(name: str) -> None:
     plain = make_agent(name).learn(48)
     part = Everything(1e-2)
     model = make_agent(name).learn(48, callback=MitigationCallback(part))
@@ -78,10 +82,10 @@ def test_every_algorithm_feels_every_hook(name):
     assert not same(parameters(model), parameters(plain))
 
 
-def test_features_act_on_a_networks_own_training_passes_alone():
+def test_features_act_on_a_networks_own_training_passes_alone() -> None:
     """SAC's actor loss goes back through the critics: no penalty on their features may push the actor."""
 
-    def learn(**kwargs):
+    def learn(**kwargs: Any) -> SAC:
         agent = make_agent("SAC", gradient_steps=1)
         agent.policy.critic.optimizer.param_groups[0]["lr"] = 0.0
         agent._update_learning_rate = lambda optimizers: None
@@ -96,11 +100,11 @@ def test_features_act_on_a_networks_own_training_passes_alone():
 
 
 class Stop(BaseCallback):
-    def __init__(self, error, at):
+    def __init__(self, error, at) -> None:
         super().__init__()
         self.error, self.at = error, at
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         if self.num_timesteps >= self.at:
             raise self.error
         return True
@@ -108,7 +112,7 @@ class Stop(BaseCallback):
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
 @pytest.mark.parametrize("name", ["PPO", "SAC"])
-def test_no_hook_is_left_when_collecting_data_raises(name, error):
+def test_no_hook_is_left_when_collecting_data_raises(name: str, error: BaseException) -> None:
     model = make_agent(name)
     with pytest.raises(type(error)):
         model.learn(64, callback=[MitigationCallback([Everything(1.0)]), Stop(error, 24)])
@@ -116,9 +120,9 @@ def test_no_hook_is_left_when_collecting_data_raises(name, error):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
-def test_no_hook_is_left_when_a_mitigation_raises(error):
+def test_no_hook_is_left_when_a_mitigation_raises(error: BaseException) -> None:
     class Raises(Everything):
-        def after_update(self, networks):
+        def after_update(self, networks) -> None:
             raise error
 
     model = make_agent("PPO")
@@ -128,12 +132,12 @@ def test_no_hook_is_left_when_a_mitigation_raises(error):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
-def test_hooks_of_an_update_that_broke_off_do_nothing_and_go(error):
+def test_hooks_of_an_update_that_broke_off_do_nothing_and_go(error: BaseException) -> None:
     model = make_agent("PPO")
     part, updates = Everything(1.0), []
     step = model.policy.optimizer.step
 
-    def breaks(*args, **kwargs):
+    def breaks(*args: Any, **kwargs: Any):
         updates.append(None)
         if len(updates) == 2:
             raise error
@@ -152,11 +156,11 @@ def test_hooks_of_an_update_that_broke_off_do_nothing_and_go(error):
     assert n_hooks(model) == 0
 
 
-def test_hooks_go_with_the_callback_that_made_them():
+def test_hooks_go_with_the_callback_that_made_them() -> None:
     model = make_agent("PPO")
 
-    def learn_and_break():
-        def breaks(*args, **kwargs):
+    def learn_and_break() -> None:
+        def breaks(*args: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
         model.policy.optimizer.step = breaks
@@ -171,7 +175,7 @@ def test_hooks_go_with_the_callback_that_made_them():
     assert n_hooks(model) == 0
 
 
-def test_a_context_removes_hooks_however_it_ends():
+def test_a_context_removes_hooks_however_it_ends() -> None:
     model = make_agent("PPO")
     with pytest.raises(KeyboardInterrupt), attached(model, [Everything(1.0)]) as attachment:
         assert attachments_of(model) == [attachment] and n_hooks(model) > 0
@@ -180,17 +184,17 @@ def test_a_context_removes_hooks_however_it_ends():
 
 
 @pytest.mark.parametrize("name", ["PPO", "SAC", "DQN"])
-def test_a_resumed_run_goes_on_as_an_uninterrupted_one(name, tmp_path):
+def test_a_resumed_run_goes_on_as_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     class Remembers(Mitigation):
         """A penalty that depends on all that has been."""
 
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__(0.1, interval=3)
 
-        def setup(self):
+        def setup(self) -> None:
             self.state.setdefault("mean", {name: p.detach().clone() for name, p in self.parameters.items()})
 
-        def constants(self, name):
+        def constants(self, name: str) -> tuple[th.Tensor]:
             return (self.state["mean"][name],)
 
         def gradient(self, name, parameter, strength, mean):
@@ -199,7 +203,7 @@ def test_a_resumed_run_goes_on_as_an_uninterrupted_one(name, tmp_path):
         def feature_penalty(self, network, features):
             return sum(value.square().mean() for value in features.values())
 
-        def after_update(self, networks):
+        def after_update(self, networks) -> None:
             for key, value in self.state["mean"].items():
                 noise = th.randn(value.shape, generator=self.generator)
                 value.lerp_(self.parameters[key].detach() + noise, 0.1)
@@ -227,13 +231,13 @@ def test_a_resumed_run_goes_on_as_an_uninterrupted_one(name, tmp_path):
     assert all(th.equal(value, states[1]["mean"][key]) for key, value in states[0]["mean"].items())
 
 
-def test_mitigations_log_under_their_names():
+def test_mitigations_log_under_their_names() -> None:
     from stable_baselines3.common.logger import Logger
 
     records = {}
 
     class Records(Logger):
-        def record(self, key, value, exclude=None):
+        def record(self, key: str, value: float, exclude: str | None = None) -> None:
             records[key] = value
 
     model = make_agent("PPO")
@@ -242,7 +246,7 @@ def test_mitigations_log_under_their_names():
     assert records["mitigation/l2/strength"] == 0.5 and records["mitigation/l2_2/strength"] == 0.25
 
 
-def test_plain_torch():
+def test_plain_torch() -> None:
     """One step of gradient descent with L2, by hand."""
     net = th.nn.Sequential(th.nn.Linear(2, 2), th.nn.ReLU(), th.nn.Linear(2, 1)).double()
     optimizer = th.optim.SGD(net.parameters(), lr=0.1)

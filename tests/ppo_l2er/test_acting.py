@@ -1,5 +1,7 @@
 """Acting the short way gives SB3's bits."""
 
+from typing import Any
+
 import gymnasium as gym
 import pytest
 import torch as th
@@ -11,7 +13,7 @@ from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.ppo_l2er.acting import lean_acting, lean_forward
 
 
-def model(env="Pendulum-v1", policy="MlpPolicy", **arguments):
+def model(env: str = "Pendulum-v1", policy: str | type[ActorCriticPolicy] = "MlpPolicy", **arguments: Any) -> PPO_L2ER:
     return PPO_L2ER(policy, env, **(dict(n_steps=64, batch_size=32, n_epochs=1, seed=0, device="cpu") | arguments))
 
 
@@ -19,7 +21,9 @@ def model(env="Pendulum-v1", policy="MlpPolicy", **arguments):
 @pytest.mark.parametrize("net_arch", [[], [64], [256, 256], dict(pi=[16, 8], vf=[32])])
 @pytest.mark.parametrize("n_envs", [1, 3, 64])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_bit_equal(activation_fn, net_arch, n_envs, deterministic):
+def test_bit_equal(
+    activation_fn: type[nn.Module], net_arch: list[int] | dict[str, list[int]], n_envs: int, deterministic: bool
+) -> None:
     policy = model(
         er_coef=0.0, policy_kwargs=dict(net_arch=net_arch, activation_fn=activation_fn, log_std_init=-0.7)
     ).policy
@@ -40,7 +44,7 @@ def test_bit_equal(activation_fn, net_arch, n_envs, deterministic):
     assert "forward" not in vars(policy)
 
 
-def test_a_rollout_takes_the_short_way():
+def test_a_rollout_takes_the_short_way() -> None:
     agent = model()
     with lean_acting(agent.policy):
         pass
@@ -50,17 +54,17 @@ def test_a_rollout_takes_the_short_way():
 
 
 class OwnForward(ActorCriticPolicy):
-    def forward(self, obs, deterministic=False):
+    def forward(self, obs, deterministic: bool = False):
         return super().forward(obs, deterministic)
 
 
 class Discrete(gym.Env):
     observation_space, action_space = spaces.Discrete(3), spaces.Box(-1, 1, (2,))
 
-    def reset(self, seed=None, options=None):
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return 0, {}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return 0, 0.0, False, False, {}
 
 
@@ -75,11 +79,11 @@ class Discrete(gym.Env):
     ],
     ids=["own-forward", "categorical", "discrete-observations", "gsde", "other-activation"],
 )
-def test_other_policies_act_as_ever(arguments):
+def test_other_policies_act_as_ever(arguments: dict[str, Any]) -> None:
     assert lean_forward(model(**arguments).policy) is None
 
 
-def test_hooks_are_heard():
+def test_hooks_are_heard() -> None:
     policy = model().policy
     heard = []
     policy.value_net.register_forward_hook(lambda *_: heard.append(1))
@@ -89,7 +93,7 @@ def test_hooks_are_heard():
     assert heard == [1]
 
 
-def test_nan_gets_sb3s_own_error():
+def test_nan_gets_sb3s_own_error() -> None:
     policy = model().policy
     with lean_acting(policy), th.no_grad(), pytest.raises(ValueError, match="Expected parameter loc"):
         policy(th.full((1, 3), th.nan))

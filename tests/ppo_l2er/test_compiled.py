@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,14 +18,16 @@ from torch._inductor.exc import InvalidCxxCompiler
 import sb3_plasticity.ppo_l2er.inductor as module
 from sb3_plasticity import PPO_L2ER
 
-SMALL = dict(n_steps=64, batch_size=24, n_epochs=2, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
+SMALL: dict[str, Any] = dict(
+    n_steps=64, batch_size=24, n_epochs=2, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8])
+)
 
 
-def make(compile, env="Pendulum-v1", **arguments):
+def make(compile: bool, env: str = "Pendulum-v1", **arguments: Any) -> PPO_L2ER:
     return PPO_L2ER("MlpPolicy", env, **(SMALL | dict(compile=compile) | arguments))
 
 
-def collect(model):
+def collect(model: PPO_L2ER) -> PPO_L2ER:
     """Fill the rollout buffer without an update."""
     model.train = lambda: None
     model.learn(model.n_steps, reset_num_timesteps=False)
@@ -31,7 +35,7 @@ def collect(model):
     return model
 
 
-def assert_close(expected, actual, **tolerance):
+def assert_close(expected: PPO_L2ER, actual: PPO_L2ER, **tolerance: Any) -> None:
     left, right = expected.get_parameters(), actual.get_parameters()
     for name, value in left["policy"].items():
         th.testing.assert_close(right["policy"][name], value, **tolerance)
@@ -43,7 +47,7 @@ def assert_close(expected, actual, **tolerance):
             th.testing.assert_close(states[1][index][name], state[name], rtol=1e-3, atol=1e-5)
 
 
-def train_both(pair):
+def train_both(pair: tuple[PPO_L2ER, PPO_L2ER]) -> None:
     for model in pair:
         np.random.seed(1)  # noqa: NPY002
         th.manual_seed(1)
@@ -72,10 +76,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_update_equals_the_eager_one(name, monkeypatch):
+def test_one_update_equals_the_eager_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used_onednn = False
 
-    def spy(trace):
+    def spy(trace: Any) -> Any:
         nonlocal used_onednn
         trace = use_onednn(trace)
         used_onednn |= any(node.target is th.ops.sb3_plasticity.product.default for node in trace.graph.nodes)
@@ -103,8 +107,8 @@ def test_one_update_equals_the_eager_one(name, monkeypatch):
     assert_close(eager, compiled, rtol=1e-3, atol=1e-5)
 
 
-def test_schedules_early_stopping_switching_and_saving(tmp_path):
-    arguments = dict(
+def test_schedules_early_stopping_switching_and_saving(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = dict(
         learning_rate=lambda progress: 3e-2 * progress, target_kl=0.01, er_coef=0.0, l2_coef=1e-3, n_epochs=4
     )
     pair = eager, compiled = tuple(collect(make(flag, batch_size=32, **arguments)) for flag in (False, True))
@@ -127,7 +131,7 @@ def test_schedules_early_stopping_switching_and_saving(tmp_path):
     assert loaded._compiled is not None
 
 
-def test_nan_is_reported_and_never_written_over_good_weights():
+def test_nan_is_reported_and_never_written_over_good_weights() -> None:
     model = collect(make(True, er_coef=0.0, l2_coef=1e-3, batch_size=32, n_epochs=4))
     model.train()
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
@@ -139,7 +143,7 @@ def test_nan_is_reported_and_never_written_over_good_weights():
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_finite_gradient_whose_norm_overflows_is_clipped_to_nothing(compile):
+def test_a_finite_gradient_whose_norm_overflows_is_clipped_to_nothing(compile: bool) -> None:
     """As SB3 does it: 1e25 fits into float32, its square does not."""
     model = collect(make(compile, er_coef=0.0, l2_coef=1e25, batch_size=64))
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
@@ -149,7 +153,7 @@ def test_a_finite_gradient_whose_norm_overflows_is_clipped_to_nothing(compile):
 
 
 @pytest.mark.parametrize("er_mode", ["loss", "step"])
-def test_nan_in_the_features_says_the_same_eager_and_compiled(er_mode):
+def test_nan_in_the_features_says_the_same_eager_and_compiled(er_mode: str) -> None:
     message = (
         "PPO_L2ER stopped at 64 timesteps, update 0: effective_rank: features contain NaN or infinity. The parameters"
     )
@@ -169,7 +173,7 @@ def test_nan_in_the_features_says_the_same_eager_and_compiled(er_mode):
 
 
 class BatchNormExtractor(FlattenExtractor):
-    def __init__(self, observation_space):
+    def __init__(self, observation_space) -> None:
         super().__init__(observation_space)
         self.norm = nn.BatchNorm1d(3)
 
@@ -185,7 +189,7 @@ class BatchNormExtractor(FlattenExtractor):
         (dict(features_extractor_class=BatchNormExtractor), "it has a BatchNorm1d layer"),
     ],
 )
-def test_falls_back_with_one_warning(policy_kwargs, reason):
+def test_falls_back_with_one_warning(policy_kwargs: dict[str, Any], reason: str) -> None:
     model = make(True, batch_size=64, policy_kwargs=dict(net_arch=[8]) | policy_kwargs)
     with pytest.warns(UserWarning, match=f"compile=True.*runs uncompiled, because {reason}") as caught:
         model.learn(192)
@@ -193,8 +197,8 @@ def test_falls_back_with_one_warning(policy_kwargs, reason):
     assert model.compile is True
 
 
-def test_no_compiler(monkeypatch):
-    def nothing():
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing() -> None:
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(torch._inductor.cpp_builder, "get_cpp_compiler", nothing)
@@ -207,7 +211,9 @@ def test_no_compiler(monkeypatch):
     "owner, name",
     [("torch._inductor", "compile"), ("torch._inductor.cpp_builder", "get_cpp_compiler")],
 )
-def test_a_torch_that_moved_a_private_name_warns_once_and_runs_eagerly(monkeypatch, owner, name):
+def test_a_torch_that_moved_a_private_name_warns_once_and_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, owner: str, name: str
+) -> None:
     monkeypatch.delattr(f"{owner}.{name}")
     eager = make(False, batch_size=64).learn(128)
     model = make(True, batch_size=64)
@@ -217,7 +223,7 @@ def test_a_torch_that_moved_a_private_name_warns_once_and_runs_eagerly(monkeypat
     assert_close(eager, model, rtol=0, atol=0)
 
 
-def test_a_torch_without_make_fx_still_imports_and_trains():
+def test_a_torch_without_make_fx_still_imports_and_trains() -> None:
     code = """
 import sys, warnings
 import torch._inductor.compile_fx  # PyTorch itself needs what we pretend is gone
@@ -232,8 +238,10 @@ PPO_L2ER("MlpPolicy", "Pendulum-v1", n_steps=64, compile=True, device="cpu").lea
 
 
 @pytest.mark.parametrize("er_mode", ["loss", "step"])
-def test_a_failing_compilation_falls_back_before_anything_is_updated(monkeypatch, er_mode):
-    def broken(*_, **__):
+def test_a_failing_compilation_falls_back_before_anything_is_updated(
+    monkeypatch: pytest.MonkeyPatch, er_mode: str
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the compiler is broken\nand says so at length")
 
     monkeypatch.setattr(torch._inductor, "compile", broken)
@@ -247,7 +255,7 @@ def test_a_failing_compilation_falls_back_before_anything_is_updated(monkeypatch
     assert all(isinstance(value, float | int | np.floating) for value in model.logger.name_to_value.values())
 
 
-def test_an_optimizer_that_was_ahead_for_some_parameters_falls_back():
+def test_an_optimizer_that_was_ahead_for_some_parameters_falls_back() -> None:
     model, eager = (collect(make(flag, batch_size=64)) for flag in (True, False))
     for agent in (model, eager):
         state = agent.policy.optimizer.state[agent.policy.action_net.bias]

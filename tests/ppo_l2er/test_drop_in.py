@@ -1,6 +1,8 @@
 """PPO_L2ER stands where PPO stood: every space, policy and call of SB3's, and mistakes are named."""
 
 import io
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,23 +20,25 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from sb3_plasticity import PPO_L2ER
 
-TINY = dict(n_steps=16, batch_size=8, n_epochs=1, seed=0, device="cpu", policy_kwargs=dict(net_arch=[6]))
+TINY: dict[str, Any] = dict(
+    n_steps=16, batch_size=8, n_epochs=1, seed=0, device="cpu", policy_kwargs=dict(net_arch=[6])
+)
 
 
 class Spaces(gym.Env):
     """Draws observations from one space and takes actions of another, in episodes of 5 steps."""
 
-    def __init__(self, observation_space, action_space):
+    def __init__(self, observation_space, action_space) -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
         self.count = 0
         return self.observation_space.sample(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
         self.count += 1
         return self.observation_space.sample(), float(np.sum(action)), self.count >= 5, False, {}
@@ -67,10 +71,10 @@ PAIRS |= {f"{name}-observations": (space, ACTIONS["box-matrix"]) for name, space
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_every_space(pair):
+def test_every_space(pair: str) -> None:
     """With coefficients 0 PPO's parameters and actions, bit for bit; at the defaults finite ones that differ."""
 
-    def train(algorithm, **coefficients):
+    def train(algorithm: type[PPO], **coefficients: Any) -> PPO:
         policy = {"dict-observations": "MultiInputPolicy", "image-observations": "CnnPolicy"}.get(pair, "MlpPolicy")
         env = Spaces(*PAIRS[pair])
         return algorithm(policy, env, **TINY, **coefficients).learn(16)
@@ -86,7 +90,7 @@ def test_every_space(pair):
     assert on.action_space.contains(on.predict(observation)[0])
 
 
-def test_loads_from_memory_with_another_number_of_environments():
+def test_loads_from_memory_with_another_number_of_environments() -> None:
     file = io.BytesIO()
     model = PPO_L2ER("MlpPolicy", make_vec_env("CartPole-v1", 2), **TINY).learn(32)
     model.save(file)
@@ -97,7 +101,7 @@ def test_loads_from_memory_with_another_number_of_environments():
     assert loaded.learn(48, reset_num_timesteps=False).num_timesteps == 80
 
 
-def test_wrapped_environments_and_callbacks():
+def test_wrapped_environments_and_callbacks() -> None:
     env = VecFrameStack(VecNormalize(make_vec_env("Pendulum-v1", 2)), 2)
     seen = []
     model = PPO_L2ER(env, **TINY).learn(32, callback=lambda local, _: seen.append(local["n_steps"]) or len(seen) < 12)
@@ -106,9 +110,11 @@ def test_wrapped_environments_and_callbacks():
     assert np.isfinite(mean)
 
 
-def test_without_hidden_layers_it_warns_and_is_ppo_with_l2():
+def test_without_hidden_layers_it_warns_and_is_ppo_with_l2() -> None:
     """L2 alone on both sides: the weight decay of stock PPO's SGD is twice l2_coef."""
-    arguments = TINY | dict(policy_kwargs=dict(net_arch=[], optimizer_class=th.optim.SGD), max_grad_norm=1e9)
+    arguments: dict[str, Any] = TINY | dict(
+        policy_kwargs=dict(net_arch=[], optimizer_class=th.optim.SGD), max_grad_norm=1e9
+    )
     with pytest.warns(UserWarning, match=r"er_coef=0.001 has no effect.*net_arch=\[\]") as caught:
         ours = PPO_L2ER("MlpPolicy", "CartPole-v1", l2_coef=0.05, **arguments).learn(32)
     assert len([warning for warning in caught if "has no effect" in str(warning.message)]) == 1
@@ -119,7 +125,7 @@ def test_without_hidden_layers_it_warns_and_is_ppo_with_l2():
     assert "train/er_loss" not in ours.logger.name_to_value and ours.logger.name_to_value["train/l2_loss"] > 0
 
 
-def test_a_misspelt_argument_names_the_nearest(tmp_path):
+def test_a_misspelt_argument_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"PPO_L2ER got an unexpected keyword argument 'er_coeff' .*'er_coef'"):
         PPO_L2ER("CartPole-v1", er_coeff=0.5)
     PPO_L2ER("MlpPolicy", "CartPole-v1", **TINY).save(tmp_path / "model")
@@ -129,7 +135,7 @@ def test_a_misspelt_argument_names_the_nearest(tmp_path):
     assert loaded.er_coef(1.0) == 0.5 and loaded.num_timesteps == 7
 
 
-def test_the_preset_is_printed_once(capsys):
+def test_the_preset_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     PPO_L2ER("SlipperyAnt-v0")
     lines = [line for line in capsys.readouterr().out.splitlines() if "preset" in line]
     assert len(lines) == 1
@@ -140,8 +146,8 @@ def test_the_preset_is_printed_once(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_without_a_compiler_the_preset_trains_after_one_warning(monkeypatch):
-    def nothing():
+def test_without_a_compiler_the_preset_trains_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing() -> None:
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(torch._inductor.cpp_builder, "get_cpp_compiler", nothing)
@@ -151,7 +157,7 @@ def test_without_a_compiler_the_preset_trains_after_one_warning(monkeypatch):
     assert model.num_timesteps == 128
 
 
-def test_repr_says_what_it_is():
+def test_repr_says_what_it_is() -> None:
     model = PPO_L2ER("MlpPolicy", "CartPole-v1", learning_rate=lambda progress: 1e-2 * progress, **TINY).learn(16)
     assert repr(model).startswith("PPO_L2ER(ActorCriticPolicy, n_envs=1, learning_rate=0.0, n_steps=16, ")
     assert "er_coef=0.001, l2_coef=0.0005, er_mode='loss'" in repr(model)
@@ -163,16 +169,18 @@ class Embedding(nn.Module):
 
     features_dim = 4
 
-    def __init__(self, observation_space):
+    def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__()
         self.table = nn.Embedding(5, 4)
 
-    def forward(self, observations):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.table((observations.sum(-1) > 0).long())
 
 
-def test_a_policy_of_ones_own():
-    arguments = TINY | dict(policy_kwargs=dict(features_extractor_class=Embedding, net_arch=dict(pi=[4], vf=[])))
+def test_a_policy_of_ones_own() -> None:
+    arguments: dict[str, Any] = TINY | dict(
+        policy_kwargs=dict(features_extractor_class=Embedding, net_arch=dict(pi=[4], vf=[]))
+    )
     model = PPO_L2ER("MlpPolicy", "CartPole-v1", er_interval=1, **arguments).learn(16)
     # The table's features feed the policy's first layer and the value head.
     assert {"train/erank_policy", "train/er_loss"} <= model.logger.name_to_value.keys()

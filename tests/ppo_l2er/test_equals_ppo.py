@@ -1,5 +1,8 @@
 """With both coefficients 0, PPO_L2ER is SB3's PPO, bit for bit: parameters, optimizer state and logged values."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -17,7 +20,7 @@ from stable_baselines3.common.logger import Logger
 from sb3_plasticity import PPO_L2ER
 
 
-def image_env(discrete=True):
+def image_env(discrete: bool = True):
     env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=discrete)
     env.observation_space.seed(0)  # its observations are samples of the space, which reset(seed) does not seed
     return env
@@ -54,9 +57,11 @@ CASES = {
 }
 
 
-def learn(algorithm, policy, env, arguments, **extra):
+def learn(
+    algorithm: type[PPO], policy: str, env: Callable[..., Any], arguments: dict[str, Any], **extra: Any
+) -> tuple[PPO, list[tuple[str, Any]]]:
     env = env() if callable(env) else env
-    defaults = dict(n_steps=64, batch_size=32, n_epochs=2, seed=7, device="cpu")
+    defaults: dict[str, Any] = dict(n_steps=64, batch_size=32, n_epochs=2, seed=7, device="cpu")
     model = algorithm(policy, env, **(defaults | arguments | extra))
     logger = RecordingLogger()
     model.set_logger(logger)
@@ -67,17 +72,17 @@ def learn(algorithm, policy, env, arguments, **extra):
 
 
 class RecordingLogger(Logger):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(folder=None, output_formats=[])
         self.recorded = []
 
-    def record(self, key, value, exclude=None):
+    def record(self, key: str, value: float, exclude: str | None = None) -> None:
         self.recorded.append((key, value))
         super().record(key, value, exclude)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_zero_coefficients_are_ppo(name):
+def test_zero_coefficients_are_ppo(name: str) -> None:
     policy, env, arguments = CASES[name]
     stock, stock_log = learn(PPO, policy, env, arguments)
     ours, our_log = learn(PPO_L2ER, policy, env, arguments, er_coef=0.0, l2_coef=0.0)
@@ -91,7 +96,7 @@ def test_zero_coefficients_are_ppo(name):
         np.testing.assert_array_equal(our_value, value, err_msg=key)
 
 
-def assert_equal(expected, actual):
+def assert_equal(expected: Any, actual: Any) -> None:
     if isinstance(expected, dict):
         assert expected.keys() == actual.keys()
         for key in expected:

@@ -1,6 +1,9 @@
 """PPO_L2ER is PPO with two mitigations, and whatever else is attached acts in the compiled update, too."""
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +13,7 @@ from stable_baselines3 import DQN, PPO
 from torch import nn
 
 from sb3_plasticity import PPO_L2ER
+from sb3_plasticity.agents.networks import Network
 from sb3_plasticity.mitigations import (
     L2,
     EffectiveRank,
@@ -22,25 +26,29 @@ from sb3_plasticity.mitigations import (
     names,
 )
 
-SMALL = dict(n_steps=64, batch_size=32, n_epochs=2, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
+SMALL: dict[str, Any] = dict(
+    n_steps=64, batch_size=32, n_epochs=2, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8])
+)
 
 
-def parameters(model):
+def parameters(model: PPO) -> dict[str, th.Tensor]:
     return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
 
 
-def assert_close(expected, actual, rtol=1e-4, atol=1e-6):
+def assert_close(expected: PPO, actual: PPO_L2ER, rtol: float = 1e-4, atol: float = 1e-6) -> None:
     for name, value in parameters(expected).items():
         th.testing.assert_close(parameters(actual)[name], value, rtol=rtol, atol=atol, msg=f"{name} differs")
 
 
 @pytest.mark.parametrize("interval", [1, 8])
 @pytest.mark.parametrize("aggregate, rank_of", [("mean", "covariance"), ("sum", "features")])
-def test_stock_ppo_with_both_mitigations_is_ppo_l2er(interval, aggregate, rank_of):
-    arguments = SMALL | dict(batch_size=16, policy_kwargs=dict(net_arch=[8, 8], activation_fn=nn.ReLU))
+def test_stock_ppo_with_both_mitigations_is_ppo_l2er(interval: int, aggregate: str, rank_of: str) -> None:
+    arguments: dict[str, Any] = SMALL | dict(batch_size=16, policy_kwargs=dict(net_arch=[8, 8], activation_fn=nn.ReLU))
     parts = [EffectiveRank(1e-2, interval=interval, rank_of=rank_of, aggregate=aggregate), L2(5e-4, log_std=True)]
     stock = PPO("MlpPolicy", "Pendulum-v1", **arguments).learn(192, callback=MitigationCallback(parts))
-    coefficients = dict(er_coef=1e-2, l2_coef=5e-4, er_interval=interval, er_aggregate=aggregate, rank_of=rank_of)
+    coefficients: dict[str, Any] = dict(
+        er_coef=1e-2, l2_coef=5e-4, er_interval=interval, er_aggregate=aggregate, rank_of=rank_of
+    )
     ours = PPO_L2ER("MlpPolicy", "Pendulum-v1", **coefficients, **arguments).learn(192)
     plain = PPO("MlpPolicy", "Pendulum-v1", **arguments).learn(192)
     assert_close(stock, ours, rtol=0, atol=1e-6)
@@ -49,11 +57,11 @@ def test_stock_ppo_with_both_mitigations_is_ppo_l2er(interval, aggregate, rank_o
 
 
 @pytest.mark.parametrize("target_kl", [None, 1e-4])
-def test_rank_ascent_is_the_step_mode(target_kl):
-    arguments = SMALL | dict(n_epochs=3, batch_size=24, target_kl=target_kl, learning_rate=3e-3)
+def test_rank_ascent_is_the_step_mode(target_kl: float | None) -> None:
+    arguments: dict[str, Any] = SMALL | dict(n_epochs=3, batch_size=24, target_kl=target_kl, learning_rate=3e-3)
     part = RankAscent(5e-3, rank_of="features")
     stock = PPO("MlpPolicy", "Pendulum-v1", **arguments).learn(192, callback=MitigationCallback(part))
-    step = dict(er_mode="step", er_coef=5e-3, l2_coef=0.0, rank_of="features")
+    step: dict[str, Any] = dict(er_mode="step", er_coef=5e-3, l2_coef=0.0, rank_of="features")
     ours = PPO_L2ER("MlpPolicy", "Pendulum-v1", **step, **arguments).learn(192)
     assert (target_kl is not None) == (stock._n_updates < 9), "target_kl did not end an update"
     assert_close(stock, ours, rtol=0, atol=1e-6)
@@ -61,7 +69,7 @@ def test_rank_ascent_is_the_step_mode(target_kl):
     assert max((value - parameters(plain)[name]).abs().max() for name, value in parameters(ours).items()) > 1e-3
 
 
-def test_rank_ascent_needs_a_rollout():
+def test_rank_ascent_needs_a_rollout() -> None:
     with pytest.raises(ValueError, match="`model` must be an on-policy algorithm without recurrence"):
         DQN("MlpPolicy", "CartPole-v1", policy_kwargs=dict(net_arch=[8])).learn(
             1, callback=MitigationCallback(RankAscent())
@@ -69,11 +77,11 @@ def test_rank_ascent_needs_a_rollout():
 
 
 @pytest.mark.parametrize("er_batch_size", [None, 48])
-def test_a_saved_model_goes_on_bit_for_bit(tmp_path, er_batch_size):
-    def make():
+def test_a_saved_model_goes_on_bit_for_bit(tmp_path: Path, er_batch_size: int | None) -> None:
+    def make() -> PPO_L2ER:
         return PPO_L2ER("MlpPolicy", "Pendulum-v1", er_interval=3, er_batch_size=er_batch_size, er_coef=1e-2, **SMALL)
 
-    def train(model, seed):
+    def train(model: PPO_L2ER, seed: int) -> None:
         np.random.seed(seed)  # noqa: NPY002
         th.manual_seed(seed)
         model.env.seed(seed)
@@ -90,10 +98,10 @@ def test_a_saved_model_goes_on_bit_for_bit(tmp_path, er_batch_size):
     assert_close(whole, resumed, rtol=0, atol=0)
 
 
-def test_no_hook_is_left(monkeypatch):
+def test_no_hook_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
 
-    def count():
+    def count() -> int:
         hooks = [h for m in model.policy.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
         hooks += [h for p in model.policy.parameters() for h in (p._post_accumulate_grad_hooks or ())]
         optimizer = model.policy.optimizer
@@ -109,24 +117,26 @@ def test_no_hook_is_left(monkeypatch):
 class Pull(Mitigation):
     """A stranger's penalty with a constant: the distance from where training began."""
 
-    def setup(self):
+    def setup(self) -> None:
         for name, parameter in self.parameters.items():
             self.state.setdefault(name, parameter.detach().clone())
 
-    def constants(self, name):
+    def constants(self, name: str) -> tuple[th.Tensor]:
         return (self.state[name],)
 
-    def gradient(self, name, parameter, strength, *constants):
+    def gradient(
+        self, name: str, parameter: th.Tensor, strength: float | th.Tensor, *constants: th.Tensor
+    ) -> th.Tensor:
         return strength * (parameter - constants[0])
 
 
 class Shrink(Mitigation):
     """Acts between updates, by what the update left: gradients and activations."""
 
-    def records(self, network):
+    def records(self, network: Network) -> tuple[str]:
         return network.features
 
-    def after_update(self, networks):
+    def after_update(self, networks: tuple[Network, Network]) -> None:
         with th.no_grad():
             for parameter in self.parameters.values():
                 parameter.sub_(self.strength() * parameter.grad.sign())
@@ -139,7 +149,9 @@ class Shrink(Mitigation):
 class Looks(Mitigation):
     """Depends on values, which no program can."""
 
-    def gradient(self, name, parameter, strength, *constants):
+    def gradient(
+        self, name: str, parameter: th.Tensor, strength: float | th.Tensor, *constants: Any
+    ) -> th.Tensor | None:
         return strength * parameter if parameter.abs().max() > 0 else th.zeros_like(parameter)
 
 
@@ -147,7 +159,7 @@ class Impure(Pull):
     pure = False
 
 
-def train_both(part, **arguments):
+def train_both(part: Callable[..., Any], **arguments: Any) -> tuple[PPO_L2ER, PPO_L2ER, list[str], MitigationCallback]:
     """Two rollouts, eager and compiled, from the same random numbers; and what the compiled one warned."""
     models, found = [], []
     for compile in (False, True):
@@ -161,7 +173,7 @@ def train_both(part, **arguments):
     return *models, found, callback
 
 
-def assert_equal_or_said(name, part, **arguments):
+def assert_equal_or_said(name: str, part: Callable[..., Any], **arguments: Any) -> list[str]:
     eager, compiled, warned, _ = train_both(part, **arguments)
     if warned:
         assert len(warned) == 1 and name in warned[0]
@@ -172,21 +184,21 @@ def assert_equal_or_said(name, part, **arguments):
     return warned
 
 
-OFF = dict(er_coef=0.0, l2_coef=0.0)
+OFF: dict[str, Any] = dict(er_coef=0.0, l2_coef=0.0)
 
 
-def test_a_strangers_penalty_enters_the_program():
+def test_a_strangers_penalty_enters_the_program() -> None:
     assert not assert_equal_or_said("pull", lambda: Pull(0.1, networks=["value"]), **OFF)
 
 
-def test_between_updates_it_gets_gradients_and_activations():
+def test_between_updates_it_gets_gradients_and_activations() -> None:
     eager, compiled, warned, callback = train_both(lambda: Shrink(1e-3), **OFF)
     assert not warned and not compiled._compiled.steps
     assert_close(eager, compiled)
     assert callback.mitigations[0].state["updates"] == {"policy": 8, "value": 8}
 
 
-def test_an_optimizers_hooks_are_called():
+def test_an_optimizers_hooks_are_called() -> None:
     calls = []
     eager = PPO_L2ER("MlpPolicy", "Pendulum-v1", **OFF, **SMALL).learn(64)
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", compile=True, **OFF, **SMALL)
@@ -200,7 +212,7 @@ def test_an_optimizers_hooks_are_called():
     "part, reason",
     [(Looks, "looks cannot be traced"), (Impure, "impure depends on more than its arguments")],
 )
-def test_what_cannot_be_compiled_is_named_once_and_acts(part, reason):
+def test_what_cannot_be_compiled_is_named_once_and_acts(part: type[Looks] | type[Impure], reason: str) -> None:
     warned = assert_equal_or_said(part.name, lambda: part(0.1), **OFF)
     assert reason in warned[0]
 
@@ -216,7 +228,7 @@ def test_what_cannot_be_compiled_is_named_once_and_acts(part, reason):
         ),
     ],
 )
-def test_foreign_hooks_are_named_once_and_called(hang, reason):
+def test_foreign_hooks_are_named_once_and_called(hang: Callable[..., Any], reason: str) -> None:
     calls = []
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", compile=True, **SMALL)
     hang(model.policy, lambda *_: calls.append(1) and None)
@@ -236,11 +248,11 @@ OURS.remove("self_normalized_resets")  # for ReLU alone, which the tiny network 
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in OURS])
-def test_every_mitigation_compiled_equals_eager_or_says_so(name):
+def test_every_mitigation_compiled_equals_eager_or_says_so(name: str) -> None:
     assert_equal_or_said(name, lambda: make_mitigations([{name: ARGUMENTS.get(name, {})}]), **OFF)
 
 
-def test_attached_outside_a_callback():
+def test_attached_outside_a_callback() -> None:
     """``attached`` around ``train()`` is the same as the callback."""
     models = []
     for inside in (False, True):
@@ -248,7 +260,7 @@ def test_attached_outside_a_callback():
         if inside:
             train = model.train
 
-            def wrapped(model=model, train=train):
+            def wrapped(model: PPO_L2ER = model, train: Callable[..., Any] = train) -> None:
                 with attached(model, [L2(0.1)]):
                     train()
 

@@ -2,6 +2,9 @@
 
 import copy
 import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,15 +20,15 @@ import sb3_plasticity.ppo_l2er.update as module
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.common.rollout import rollout_samples
 
-SMALL = dict(n_steps=64, batch_size=16, n_epochs=2, seed=3, device="cpu")
+SMALL: dict[str, Any] = dict(n_steps=64, batch_size=16, n_epochs=2, seed=3, device="cpu")
 RELU = dict(net_arch=[12, 12], activation_fn=nn.ReLU)
 
 
-def parameters(model):
+def parameters(model: PPO) -> dict[str, th.Tensor]:
     return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
 
 
-def collected(**arguments):
+def collected(**arguments: Any) -> PPO_L2ER:
     """A model with a full rollout buffer, one train() away from its first update."""
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", **(SMALL | arguments))
     train, model.train = model.train, lambda: None
@@ -34,7 +37,9 @@ def collected(**arguments):
     return model
 
 
-def hidden_features(model, observations):
+def hidden_features(
+    model: PPO_L2ER, observations: th.Tensor
+) -> tuple[dict[str, th.Tensor], dict[str, list[th.Tensor]]]:
     """Both networks' hidden features, layer by layer, from the weights alone."""
     weights = {name: value.detach().double() for name, value in model.policy.named_parameters()}
     weights = {name: value.requires_grad_() for name, value in weights.items()}
@@ -48,7 +53,7 @@ def hidden_features(model, observations):
     return weights, features
 
 
-def svd_entropy(features, power):
+def svd_entropy(features: th.Tensor, power: int) -> th.Tensor:
     spectrum = th.linalg.svdvals(features) ** power
     share = spectrum / spectrum.sum()
     share = share[share > 1e-14]
@@ -56,7 +61,7 @@ def svd_entropy(features, power):
 
 
 @pytest.mark.parametrize("rank_of, power", [("covariance", 2), ("features", 1)])
-def test_step_mode_is_one_gradient_step_on_the_rank_of_the_rollout(rank_of, power):
+def test_step_mode_is_one_gradient_step_on_the_rank_of_the_rollout(rank_of: str, power: int) -> None:
     er_coef = 0.05
     model = collected(
         er_mode="step", er_coef=er_coef, l2_coef=0.0, rank_of=rank_of, learning_rate=0.0, n_epochs=1, policy_kwargs=RELU
@@ -82,10 +87,12 @@ def test_step_mode_is_one_gradient_step_on_the_rank_of_the_rollout(rank_of, powe
 @pytest.mark.parametrize(
     "er_aggregate, er_interval, er_batch_size", [("mean", 1, None), ("sum", 4, None), ("mean", 2, 64)]
 )
-def test_loss_mode_adds_the_rank_to_the_gradient(er_aggregate, er_interval, er_batch_size):
+def test_loss_mode_adds_the_rank_to_the_gradient(
+    er_aggregate: str, er_interval: int, er_batch_size: int | None
+) -> None:
     """SGD on a single minibatch: plain PPO's parameters plus lr * er_interval * er_coef * d erank / d theta."""
     lr, er_coef = 0.5, 0.1
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         l2_coef=0.0,
         er_aggregate=er_aggregate,
         er_interval=er_interval,
@@ -117,10 +124,10 @@ def test_loss_mode_adds_the_rank_to_the_gradient(er_aggregate, er_interval, er_b
 
 
 @pytest.mark.parametrize("optimizer", [th.optim.SGD, th.optim.Adam])
-def test_l2_is_coupled_weight_decay(optimizer):
+def test_l2_is_coupled_weight_decay(optimizer: type[th.optim.SGD] | type[th.optim.Adam]) -> None:
     """Stock PPO whose optimizer has weight decay wd is the oracle for l2_coef = wd / 2."""
     wd = 0.02
-    common = SMALL | dict(
+    common: dict[str, Any] = SMALL | dict(
         learning_rate=1e-2, vf_coef=1e-4, max_grad_norm=1e9, policy_kwargs=dict(optimizer_class=optimizer)
     )
     stock_kwargs = dict(optimizer_class=optimizer, optimizer_kwargs=dict(weight_decay=wd))
@@ -136,8 +143,8 @@ def test_l2_is_coupled_weight_decay(optimizer):
     )
 
 
-def test_l2_log_std_leaves_the_log_std_out():
-    common = dict(
+def test_l2_log_std_leaves_the_log_std_out() -> None:
+    common: dict[str, Any] = dict(
         er_coef=0.0,
         l2_coef=0.1,
         n_epochs=1,
@@ -166,13 +173,13 @@ def test_l2_log_std_leaves_the_log_std_out():
         ("only", "CartPole-v1", "`l2_log_std` must be True or False for a policy without log standard deviation"),
     ],
 )
-def test_l2_log_std_that_cannot_be(choice, env, message):
+def test_l2_log_std_that_cannot_be(choice: str, env: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PPO_L2ER("MlpPolicy", env, l2_log_std=choice)
 
 
 @pytest.mark.parametrize("er_interval, minibatches", [(1, 4), (2, 4), (3, 4), (8, 4), (5, 3)])
-def test_er_interval_counts_across_epochs(monkeypatch, er_interval, minibatches):
+def test_er_interval_counts_across_epochs(monkeypatch: pytest.MonkeyPatch, er_interval: int, minibatches: int) -> None:
     """er_interval epochs: a whole number of periods, whatever divides what."""
     model = PPO_L2ER(
         "MlpPolicy",
@@ -192,7 +199,7 @@ def test_er_interval_counts_across_epochs(monkeypatch, er_interval, minibatches)
     assert model._n_minibatches == minibatches * er_interval
 
 
-def test_er_batch_size_ranks_rows_of_the_rollout(monkeypatch):
+def test_er_batch_size_ranks_rows_of_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", er_batch_size=48, er_coef=0.01, er_interval=2, **SMALL)
     calls = []
     original = module.policy_features
@@ -205,7 +212,7 @@ def test_er_batch_size_ranks_rows_of_the_rollout(monkeypatch):
     assert -32 < model.logger.name_to_value["train/er_loss"] < -2
 
 
-def test_schedules_of_the_coefficients():
+def test_schedules_of_the_coefficients() -> None:
     seen = []
     model = PPO_L2ER(
         "MlpPolicy",
@@ -238,8 +245,12 @@ def image_env():
     ],
     ids=["box", "gsde", "cnn-shared", "cnn-separate", "dict"],
 )
-def test_trains_saves_loads_and_continues(tmp_path, er_mode, rank_of, env, extra):
-    arguments = SMALL | dict(batch_size=32, er_mode=er_mode, rank_of=rank_of, er_coef=1e-3, l2_coef=1e-4) | extra
+def test_trains_saves_loads_and_continues(
+    tmp_path: Path, er_mode: str, rank_of: str, env: Callable[..., Any], extra: dict[str, Any]
+) -> None:
+    arguments: dict[str, Any] = (
+        SMALL | dict(batch_size=32, er_mode=er_mode, rank_of=rank_of, er_coef=1e-3, l2_coef=1e-4) | extra
+    )
     if er_mode == "loss":
         arguments |= dict(er_interval=3)
     model = PPO_L2ER(env(), **arguments).learn(64)
@@ -257,13 +268,13 @@ def test_trains_saves_loads_and_continues(tmp_path, er_mode, rank_of, env, extra
     assert any(not th.equal(parameters(loaded)[name], value) for name, value in parameters(model).items())
 
 
-def test_same_seed_same_parameters():
+def test_same_seed_same_parameters() -> None:
     first, second = (PPO_L2ER("MlpPolicy", "Pendulum-v1", er_coef=1e-2, **SMALL).learn(128) for _ in range(2))
     for name, value in parameters(first).items():
         assert th.equal(parameters(second)[name], value)
 
 
-def test_loads_and_continues_a_stock_ppo(tmp_path):
+def test_loads_and_continues_a_stock_ppo(tmp_path: Path) -> None:
     stock = PPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
     stock.save(tmp_path / "ppo.zip")
     loaded = PPO_L2ER.load(tmp_path / "ppo.zip", env=gym.make("Pendulum-v1"), er_coef=0.01)
@@ -274,7 +285,7 @@ def test_loads_and_continues_a_stock_ppo(tmp_path):
     assert "train/er_loss" in loaded.logger.name_to_value
 
 
-def test_replay_of_a_saved_model_is_exact(tmp_path):
+def test_replay_of_a_saved_model_is_exact(tmp_path: Path) -> None:
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
     model.save(tmp_path / "m")
     loaded = PPO_L2ER.load(tmp_path / "m")
@@ -295,20 +306,22 @@ class TestOneArgumentForm:
             (lambda: SimpleMultiObsEnv(), "MultiInputActorCriticPolicy"),
         ],
     )
-    def test_chooses_the_policy_by_the_observation_space(self, form, env, policy):
+    def test_chooses_the_policy_by_the_observation_space(
+        self, form: Callable[..., Any], env: Callable[..., Any], policy: str
+    ) -> None:
         assert type(form(env())).__name__ in (policy, "PPO_L2ER")
         assert type(form(env()).policy).__name__ == policy
 
     @pytest.mark.parametrize("arguments", [(), ("MlpPolicy",), (None, None)])
-    def test_needs_an_environment(self, arguments):
+    def test_needs_an_environment(self, arguments: tuple[str | None, ...]) -> None:
         with pytest.raises(ValueError, match=r"`env` must be.*PPO_L2ER\('SlipperyAnt-v0'\).*'MlpPolicy'.*got None"):
             PPO_L2ER(*arguments)
 
-    def test_a_mistyped_id_names_the_nearest(self):
+    def test_a_mistyped_id_names_the_nearest(self) -> None:
         with pytest.raises(gym.error.UnregisteredEnv, match="SlipperyAnt"):
             PPO_L2ER("SliperyAnt-v0")
 
-    def test_signature_is_sb3s_first(self):
+    def test_signature_is_sb3s_first(self) -> None:
         ours, stock = inspect.signature(PPO_L2ER.__init__).parameters, inspect.signature(PPO.__init__).parameters
         assert list(ours)[: len(stock)] == list(stock)
         for name in list(stock)[3:]:
@@ -337,7 +350,7 @@ class TestOneArgumentForm:
         ),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PPO_L2ER("MlpPolicy", "Pendulum-v1", **(SMALL | dict(er_coef=1e-3) | arguments))
 
@@ -345,18 +358,18 @@ def test_bad_arguments(arguments, message):
 class BadReward(gym.Wrapper):
     """Pendulum with one bad reward, in the second rollout of 64 steps."""
 
-    def __init__(self, value):
+    def __init__(self, value: float) -> None:
         super().__init__(gym.make("Pendulum-v1"))
         self.value, self.count = value, 0
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, *rest = self.env.step(action)
         self.count += 1
         return observation, self.value if self.count == 70 else reward, *rest
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_is_reported_and_never_written_over_good_weights(value):
+def test_nan_is_reported_and_never_written_over_good_weights(value: float) -> None:
     model = PPO_L2ER("MlpPolicy", BadReward(value), **(SMALL | dict(batch_size=64, n_epochs=1)))
     model.learn(64)
     before, optimizer = parameters(model), copy.deepcopy(model.policy.optimizer.state_dict())
@@ -367,7 +380,7 @@ def test_nan_is_reported_and_never_written_over_good_weights(value):
     assert str(model.policy.optimizer.state_dict()) == str(optimizer)
 
 
-def test_the_term_at_fault_is_named():
+def test_the_term_at_fault_is_named() -> None:
     model = collected(er_coef=1e-3, l2_coef=1e-4, er_interval=1)
     good = copy.deepcopy(model.rollout_buffer)
     before = parameters(model)
@@ -389,7 +402,7 @@ def test_the_term_at_fault_is_named():
         model.train()
 
 
-def test_usable_with_sb3s_helpers():
+def test_usable_with_sb3s_helpers() -> None:
     model = PPO_L2ER("CartPole-v1", **SMALL).learn(64)
     mean, std = evaluate_policy(model, model.get_env(), n_eval_episodes=2)
     assert mean >= 1 and std >= 0
