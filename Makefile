@@ -10,7 +10,7 @@ INDEX ?=
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt $(if $(INDEX),--extra-index-url $(INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest test-warp lint format type docs wheel bench clean
+.PHONY: help demo test test-slow test-oldest test-trackers test-warp lint format type docs wheel bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ test-slow: $(DEVELOP)  ## the tests that take minutes each
 
 test-oldest: $(DEVELOP)  ## the tests of zoo and environments with the oldest versions accepted
 	$(BIN)/python tests/check_oldest.py
+
+test-trackers: $(DEVELOP)  ## logging to MLflow and W&B, with the real packages, which bring dozens of others
+	$(PIP) -e ".[test,trackers]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/callbacks/test_trackers.py
 
 test-warp: $(DEVELOP)  ## MuJoCo Warp on the CPU against mujoco.batch (minutes: the first run compiles its kernels)
 	$(PIP) -e ".[test,warp]"

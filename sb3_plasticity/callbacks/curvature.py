@@ -11,6 +11,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
@@ -22,6 +23,7 @@ from sb3_plasticity.agents.problems import CurvatureProblem, curvature_problem
 from sb3_plasticity.agents.samples import SampleSource
 from sb3_plasticity.callbacks.progress import Measurement, Progress, records_after
 from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, Layout, add_charts, summary_writer
+from sb3_plasticity.callbacks.trackers import further_formats, log_eigenvalues
 from sb3_plasticity.common.checks import check_count, check_names, check_number, must_be, suggests_names
 from sb3_plasticity.common.functional import evaluation_mode
 from sb3_plasticity.common.rank import check_epsilon
@@ -398,6 +400,12 @@ class CurvatureCallback(BaseCallback):
         if writer is not None:
             add_spectrum_histogram(writer, f"{prefix}/log10_abs_eigenvalue", spectrum, info["step"])
             writer.add_figure(f"{prefix}/density", spectrum_figure(spectrum, self.epsilon), info["step"])
+        for output in further_formats(self.logger):
+            pictures = {
+                f"{prefix}/log10_abs_eigenvalue": log_eigenvalues(spectrum),
+                f"{prefix}/density": Figure(spectrum_figure(spectrum, self.epsilon), close=True),
+            }
+            output.write(pictures, dict.fromkeys(pictures, ()), info["step"])
         if self.verbose >= 1:
             shown = ", ".join(f"{name} {value:.3g}" for name, value in measures.items())
             print(f"Curvature at {info['step']} ({info['phase']}), {info['network']} {info['kind']}: {shown} -> {path}")
