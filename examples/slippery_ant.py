@@ -67,7 +67,7 @@ def draw(folder: Path) -> Path:
     rewards, friction, erank, epsilon_rank = panels
     rewards.plot(steps, log["rollout/ep_rew_mean"], color="C0")
     rewards.axhline(1000, color="grey", lw=0.8, ls=":")
-    rewards.annotate("standing still", (0.01, 1000), xycoords=("axes fraction", "data"), va="top", size=8)
+    rewards.annotate("standing still", (0.99, 1000), xycoords=("axes fraction", "data"), ha="right", va="top", size=8)
     rewards.set_ylabel(f"mean return of\nlast {WINDOW} episodes")
     friction.step(steps, log["task/value"], where="pre", color="black")
     friction.set_yscale("log")
@@ -85,7 +85,7 @@ def draw(folder: Path) -> Path:
                 rows.step, rows[name], bars, fmt=style, color=color, label=label, ms=4, capsize=2, lw=1
             )
     erank.set_ylabel("effective rank\nof the features")
-    erank.legend(loc="upper left", fontsize=8)
+    erank.legend(loc="center right", fontsize=8)
     epsilon_rank.set_ylabel(f"$\\epsilon$-rank at task starts\n$\\epsilon$ = {EPSILON:g}")
     epsilon_rank.set_ylim(0, 1.6 * starts[f"epsilon_rank_{EPSILON:g}"].max())
     epsilon_rank.legend(loc="upper left", fontsize=7, ncols=4)
@@ -132,7 +132,7 @@ def draw_spectra(axes: Axes, starts: pd.DataFrame, network: str, kind: str, titl
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--steps", type=int, default=240_000, help="environment steps")
+    parser.add_argument("--steps", type=int, default=238_000, help="environment steps")
     parser.add_argument("--period", type=int, default=40_000, help="steps from one friction to the next")
     parser.add_argument("--seed", type=int, default=0, help="of the frictions, the environments and the agent")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="where the run's folder is made")

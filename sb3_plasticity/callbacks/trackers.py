@@ -162,7 +162,7 @@ def pixels(picture: Picture) -> np.ndarray:
     :param picture: of matplotlib
     :return: shape (height, width, 4), bytes
     """
-    canvas = FigureCanvasAgg(picture)
+    canvas: Any = FigureCanvasAgg(picture)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
 
