@@ -33,27 +33,6 @@ def test_the_three_lines(tmp_path, monkeypatch):
     assert {"policy", "value"} == set(table.network) and {"ggn", "hessian"} == set(table.kind)
 
 
-def test_remedies_for_sac(tmp_path, monkeypatch):
-    """With fewer steps: SAC learns from its hundredth."""
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "SAC" in block)
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    exec(code.replace("1_000_000", "120"), namespace)
-    model = namespace["model"]
-    assert model.num_timesteps == 120
-    assert set(model.mitigation_state.state_dict()["mitigations"]) == {"continual_backprop", "l2_init"}
-
-
-def test_the_quickstarts_stock_ppo(tmp_path, monkeypatch):
-    text = (README.parent / "docs" / "quickstart.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "TaskSyncCallback" in block)
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    exec(code.replace("1_000_000", "4_096").replace("200_000", "2_000"), namespace)
-    assert namespace["model"].num_timesteps == 4096
-    assert len(sb3_plasticity.load_spectra(tmp_path / "runs"))
-
-
 def test_pictures_exist():
     for path in re.findall(r"!\[[^]]*\]\(([^)]*)\)", README.read_text()):
         assert (README.parent / path).is_file(), path
