@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -214,15 +213,14 @@ def begin(path: Path, out: Path, specs: Mapping[PlannedRun, RunSpec]) -> dict[st
     folders = {run.name: RunFolder(out / run.name) for run in specs}
     fresh = []
     for folder, spec in zip(folders.values(), specs.values(), strict=True):
-        if not folder.attempts() or not (given := folder.description()):
+        if not folder.attempts() or not folder.description():
             fresh.append((folder, spec))
             continue
-        wanted = json.loads(json.dumps(dataclasses.asdict(spec), default=str))
+        given = RunSpec.of(folder)
         for key in FIXED:
-            if given.get(key) != wanted[key]:
-                raise UsageError(
-                    f"{path}: {folder.path} was begun with {key} {given.get(key)}, not {wanted[key]}; use -f"
-                )
+            begun, wanted = getattr(given, key), getattr(spec, key)
+            if begun != wanted:
+                raise UsageError(f"{path}: {folder.path} was begun with {key} {begun}, not {wanted}; use -f")
     text = path.read_text(encoding="utf-8")
     if not (out / STUDY_FILE).is_file() or (out / STUDY_FILE).read_text(encoding="utf-8") != text:
         with replacing(out / STUDY_FILE) as temporary:

@@ -1,6 +1,5 @@
 """The folders of runs as tidy tables: runs, episodes, progress, spectra and tasks. Nothing is written."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from sb3_plasticity.curvature.records import load_spectra
 from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, ReportSettings, Study, planned_runs, read_study
 from sb3_plasticity.study.tasks import RUN, Timeline, task_table
 from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.folder import RunFolder
+from sb3_plasticity.zoo.folder import STATE, RunFolder
 
 SPECTRUM = ["step", "task_index", "task_value", "phase", "network", "kind", "n_samples", "dim", "spectrum"]
 RANK = ["epsilon_rank", "epsilon_rank_low", "epsilon_rank_high"]
@@ -38,7 +37,7 @@ class Results:
     :param parameter: what changes from task to task
     :param text: of the study file; empty for runs of no study
     :param runs: a row per run: ``env_id``, ``method``, ``seed``, ``state``, ``step``, ``seconds``, ``error``, ``used``
-        (it is in the other tables), ``description`` (its run.json)
+        (it is in the other tables), ``description`` (what it was asked for, and made with)
     :param episodes: a row per episode: the run, ``step`` at its end, ``return``, ``length``, ``task_index``,
         ``task_value``
     :param progress: a row per line of the logs: the run, ``step``, and what was logged of whole networks
@@ -152,10 +151,10 @@ def find_runs(path: Path) -> list[tuple[PlannedRun, RunFolder]]:
         with the hyper-parameters in which its runs differ; of runs that are alike in everything the newest counts
     :raises UsageError: if there is none
     """
-    folders = [RunFolder(file.parent) for file in sorted(path.rglob("run.json"))]
+    folders = [RunFolder(file.parent) for file in sorted(path.rglob(STATE))]
     known = [(folder, given) for folder in folders if (given := folder.description()).get("env_id")]
     if not known:
-        raise UsageError(f"{path}: must be the folder of a study, or have runs' folders with a run.json below it")
+        raise UsageError(f"{path}: must be the folder of a study, or have runs' folders with a {STATE} below it")
     names = pd.Series([str(given.get("tags", {}).get("method") or given.get("algo")) for _, given in known])
     entries = pd.json_normalize([given.get("hyperparams", {}) for _, given in known])
     entries = entries.drop(columns=[name for name in entries if str(name).startswith("env_kwargs")]).map(str)
@@ -228,7 +227,7 @@ def _remarks(run: PlannedRun, description: dict[str, Any], study: Study | None) 
     found = []
     if (steps := description.get("n_timesteps", study.n_timesteps)) != study.n_timesteps:
         found.append(f"{steps:,} steps, the study file says {study.n_timesteps:,}")
-    asked = json.loads(json.dumps(study.methods[run.method], default=str))
+    asked = study.methods[run.method]
     entry = {"algo": description.get("algo"), **description.get("hyperparams", {})}
     if any(entry.get(key) != value for key, value in asked.items() if key != "callback"):
         found.append("hyper-parameters that differ from the study file's")

@@ -5,7 +5,6 @@ import inspect
 import math
 import types
 import typing
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -131,30 +130,6 @@ def _own_key(content: Mapping[str, Any], env_id: str) -> str | None:
     if env_id in content:
         return env_id
     return "atari" if "atari" in content and ExperimentManager.is_atari(env_id) else None
-
-
-class _ZooLoader(yaml.FullLoader):
-    """Reads what rl_zoo3 writes: an OrderedDict, tuples and names of classes, but no code."""
-
-
-_ZooLoader.add_constructor(
-    "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
-    lambda loader, node: OrderedDict(loader.construct_sequence(node, deep=True)[0]),  # type: ignore[arg-type]
-)
-
-
-def read_zoo_file(path: Path) -> dict[str, Any]:
-    """
-    Read a file that rl_zoo3 wrote beside a model.
-
-    :param path: ``args.yml`` or ``config.yml``
-    :return: its content; empty if there is no such file
-    :raises UsageError: if it is not as rl_zoo3 wrote it
-    """
-    if not path.is_file():
-        return {}
-    with mistakes_in(f"{path}: not as rl_zoo3 wrote it"):
-        return dict(yaml.load(path.read_text(encoding="utf-8"), Loader=_ZooLoader))
 
 
 # -- what may be written -----------------------------------------------------------------------------------------------

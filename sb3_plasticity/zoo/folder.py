@@ -4,13 +4,13 @@ What a run leaves on disk, and how to read it back as one timeline.
 ::
 
     <algo>/<env id>_<n>/         or any other folder
-        run.json                 what was asked for (algorithm, environment, seed, hyper-parameters, options), and with
-                                 which versions, git commit and processor it was begun and resumed
         state.json               how far it is: state, step, seconds, error
         <env id>.zip             the final model
         best_model.zip           the best one, as evaluated
         rl_model_<step>_steps.zip  checkpoints, with the statistics of a run that normalises
-        <env id>/                args.yml, config.yml, command.txt, vecnormalize.pkl: as rl-zoo has them
+        <env id>/                as rl-zoo has it: args.yml (options, and with which versions, git commit and processor
+                                 the run was begun and resumed), config.yml (hyper-parameters), command.txt,
+                                 vecnormalize.pkl
         0.monitor.csv, progress.csv, evaluations.npz, curvature/, TensorBoard events: records of the first attempt
         attempt_2_from_409600/   records of the attempt that went on from step 409,600 after the first was killed
         log.txt                  what the process printed, if a study started it
@@ -36,12 +36,14 @@ import filelock
 import pandas as pd
 
 from sb3_plasticity.common.files import replacing
+from sb3_plasticity.zoo.description import ARGS, read_description, write_description
 from sb3_plasticity.zoo.errors import UsageError
 
 # Seconds that a run's lock is waited for: whoever only looks at the run has it for an instant.
 PATIENCE = 1.0
 ATTEMPT = re.compile(r"attempt_(\d+)_from_(\d+)")
 CHECKPOINT = re.compile(r"(.+)_(\d+)_steps")
+STATE = "state.json"
 STATES = ("pending", "running", "finished", "crashed")
 MONITOR = "0.monitor.csv"
 EPISODE_COLUMNS = {"r": "return", "l": "length", "step": "step", "task_index": "task_index", "task_value": "task_value"}
@@ -106,11 +108,20 @@ class RunFolder:
 
         :param description: see :meth:`sb3_plasticity.zoo.spec.RunSpec.begin`
         """
-        self._write("run.json", description)
+        write_description(self.path / file_name(description["env_id"]), description)
 
     def description(self) -> dict[str, Any]:
         """Read what :meth:`write_description` wrote; empty without it and, with a warning, if it is damaged."""
-        return self._read("run.json")
+        try:
+            return read_description(self.files)
+        except UsageError as error:
+            warnings.warn(str(error), stacklevel=2)
+            return {}
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is the folder of a run, and not one of rl-zoo's own."""
+        return (self.path / STATE).is_file()
 
     def write_state(self, state: State) -> None:
         """
@@ -118,17 +129,20 @@ class RunFolder:
 
         :param state: of the run
         """
-        self._write("state.json", asdict(state))
+        with replacing(self.path / STATE) as temporary:
+            temporary.write_text(json.dumps(asdict(state), indent=1) + os.linesep, encoding="utf-8")
 
     def state(self) -> State:
         """Say how far the run is; ``"running"`` only while a process holds its lock."""
-        written = self._read("state.json")
+        if not self.begun:
+            return State()
         try:
+            written = dict(json.loads((self.path / STATE).read_text(encoding="utf-8")))
             state = State(**{item.name: written[item.name] for item in fields(State) if item.name in written})
             if state.state not in STATES or not isinstance(state.step, int) or not state.seconds >= 0:
                 raise TypeError
-        except TypeError:
-            _warn(self.path / "state.json", "it is not the state of a run")
+        except (OSError, ValueError, TypeError) as error:
+            _warn(self.path / STATE, f"it is not the state of a run: {error}")
             return State()
         if state.state == "running" and not self.is_locked():
             return replace(state, state="pending")
@@ -144,8 +158,8 @@ class RunFolder:
     @property
     def files(self) -> Path:
         """Folder with ``args.yml``, ``config.yml`` and the final statistics of a run that normalises."""
-        found = sorted(self.path.glob("*/args.yml"))
-        return found[0].parent if len(found) == 1 else self.path / file_name(self.env_id)
+        found = list(self.path.glob(f"*/{ARGS}"))
+        return found[0].parent if len(found) == 1 else self.path
 
     @property
     def model(self) -> Path:
@@ -264,26 +278,6 @@ class RunFolder:
             return True
         except OSError:  # only to be read: nobody trains here
             return False
-
-    # -- files ---------------------------------------------------------------------------------------------------------
-
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        with replacing(self.path / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, default=str) + os.linesep, encoding="utf-8")
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            _warn(path, str(error))
-            return {}
-        if not isinstance(content, dict):
-            _warn(path, "it holds no mapping")
-            return {}
-        return content
 
 
 def file_name(env_id: str) -> str:

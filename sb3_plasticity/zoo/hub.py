@@ -7,7 +7,6 @@ A run as a folder for the Hugging Face Hub, in the layout of rl-zoo, and back.
     <algo>-<env id>.zip          the model
     vec_normalize.pkl            statistics of a run that normalises
     config.yml, args.yml         hyper-parameters and options, env_kwargs.yml those of the environment
-    run.json                     what sb3_plasticity keeps of a run
     results.json                 returns of the evaluation
     train_eval_metrics.zip       what was recorded during training
     replay.mp4                   a clip
@@ -26,9 +25,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sb3_plasticity.zoo import checkpoints, config
+from sb3_plasticity.zoo import checkpoints
+from sb3_plasticity.zoo.description import ARGS, CONFIG, read_zoo_file, write_description
 from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.folder import RunFolder, file_name
+from sb3_plasticity.zoo.folder import RunFolder, State, file_name
 from sb3_plasticity.zoo.spec import RunSpec
 
 METRICS = "train_eval_metrics.zip"
@@ -84,19 +84,9 @@ def write_repository(
     shutil.copyfile(model_path, target / f"{name}.zip")
     if (statistics := checkpoints.statistics_path(model_path)).is_file():
         shutil.copyfile(statistics, target / STATISTICS)
-    description = folder.description()
-    if description:
-        _write(target / "run.json", json.dumps(_public(description), indent=1) + "\n")
-    env_kwargs = dict(spec.hyperparams.get("env_kwargs") or {})
-    for file, content in (
-        ("config.yml", {**spec.hyperparams, "n_timesteps": spec.n_timesteps}),
-        ("args.yml", {"algo": spec.algo, "env": spec.env_id, "seed": spec.seed, "env_kwargs": env_kwargs or None}),
-        ("env_kwargs.yml", env_kwargs),
-    ):
-        there = folder.files / file
-        if there.is_file():
-            content = _public(config.read_zoo_file(there))
-        _write(target / file, yaml.dump(content))
+    description = folder.description() or vars(spec)
+    write_description(target, {key: "" if key in PRIVATE else value for key, value in description.items()})
+    _write(target / "env_kwargs.yml", yaml.dump(dict(spec.hyperparams.get("env_kwargs") or {})))
     with zipfile.ZipFile(target / METRICS, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in _records(folder.path):
             archive.write(path, path.relative_to(folder.path).as_posix())
@@ -130,7 +120,7 @@ def model_card(
     :param class_name: of the algorithm
     :param scores: a return for each task, at least one
     :param steps: that the model was trained for; None if its file does not say
-    :param made_with: versions and commit, as ``run.json`` has them
+    :param made_with: versions and commit, as a run's description has them
     :param deterministic: whether the scores were reached with the policy's mode
     :return: Markdown, with the metadata in front
     """
@@ -210,16 +200,17 @@ def read_repository(source: Path, target: Path) -> None:
     :param target: empty folder
     :raises UsageError: for a folder that is none of these
     """
-    model, _, _ = find_model(source)
+    model, _, env_id = find_model(source)
     checkpoints.read_checkpoint(model)
-    env_name = file_name(str(config.read_zoo_file(source / "args.yml")["env"]))
-    files = target / env_name
+    files = target / file_name(env_id)
     files.mkdir()
-    for name in ("config.yml", "args.yml"):
+    for name in (CONFIG, ARGS):
         if (source / name).is_file():
             shutil.copyfile(source / name, files / name)
-    if (source / "run.json").is_file():
-        shutil.copyfile(source / "run.json", target / "run.json")
+    folder = RunFolder(target)
+    if "git_commit" in (description := folder.description()):  # none of rl-zoo's own
+        steps = checkpoints.steps_in(model) or 0
+        folder.write_state(State("finished" if steps >= description["n_timesteps"] else "pending", steps))
     if (source / METRICS).is_file():
         try:
             with zipfile.ZipFile(source / METRICS) as archive:
@@ -228,7 +219,7 @@ def read_repository(source: Path, target: Path) -> None:
             raise UsageError(f"{source / METRICS}: not a whole zip file: {error}") from error
     if (source / STATISTICS).is_file():
         shutil.copyfile(source / STATISTICS, files / "vecnormalize.pkl")
-    shutil.copyfile(model, target / f"{env_name}.zip")
+    shutil.copyfile(model, folder.model)
 
 
 def find_model(source: Path) -> tuple[Path, str, str]:
@@ -241,9 +232,9 @@ def find_model(source: Path) -> tuple[Path, str, str]:
     """
     if not source.is_dir():
         raise UsageError(f"{source}: there is no such folder")
-    if not (source / "args.yml").is_file():
+    if not (source / ARGS).is_file():
         raise UsageError(f"{source}: must be a model's folder from the Hub, but it has no args.yml")
-    args = config.read_zoo_file(source / "args.yml")
+    args = read_zoo_file(source / ARGS)
     algo, env_id = str(args.get("algo", "")), str(args.get("env", ""))
     path = source / f"{algo}-{file_name(env_id)}.zip"
     if not path.is_file():
@@ -254,10 +245,6 @@ def find_model(source: Path) -> tuple[Path, str, str]:
 def _records(folder: Path) -> Iterator[Path]:
     for pattern in ("*.csv", "*.npz", "attempt_*/*.csv", "attempt_*/*.npz"):
         yield from sorted(path for path in folder.glob(pattern) if not path.name.startswith(".partial"))
-
-
-def _public(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: "" if key in PRIVATE and value else value for key, value in options.items()}
 
 
 def _write(path: Path, text: str) -> None:

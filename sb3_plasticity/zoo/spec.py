@@ -1,6 +1,5 @@
-"""What a run is: everything that its training depends on, as ``run.json`` keeps it."""
+"""What a run is: everything that its training depends on."""
 
-import pkgutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -8,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sb3_plasticity.common.machine import machine
-from sb3_plasticity.zoo.errors import UsageError, mistakes_in
-from sb3_plasticity.zoo.folder import RunFolder
-
-# How run.json marks a tuple and the name of a class.
-TUPLE, NAME = "python/tuple", "python/name"
+from sb3_plasticity.zoo.errors import mistakes_in
+from sb3_plasticity.zoo.folder import RunFolder, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +66,11 @@ class RunSpec:
 
         :param folder: of the run
         :return: the specification
-        :raises UsageError: if the folder holds no (whole) ``run.json``
+        :raises UsageError: if the folder does not say (all of) it
         """
         description = folder.description()
-        known = {item.name: _decode(description[item.name]) for item in fields(cls) if item.name in description}
-        with mistakes_in(f"{folder.path}: no folder of a run: {folder.path / 'run.json'}", TypeError):
+        known = {item.name: description[item.name] for item in fields(cls) if item.name in description}
+        with mistakes_in(f"{folder.path}: no folder of a run", TypeError):
             return cls(**known)
 
     def begin(self, folder: RunFolder) -> None:
@@ -83,33 +79,8 @@ class RunSpec:
 
         :param folder: of the run
         """
-        folder.write_description({**{key: _encode(value) for key, value in vars(self).items()}, **made_with()})
-
-
-def _encode(value: Any) -> Any:
-    """Write what JSON has no word for: classes and functions, which Python files and -params may name, and tuples."""
-    if isinstance(value, Mapping):
-        return {str(key): _encode(one) for key, one in value.items()}
-    if isinstance(value, tuple):
-        return {TUPLE: [_encode(one) for one in value]}
-    if isinstance(value, list):
-        return [_encode(one) for one in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    name = getattr(value, "__qualname__", "<")
-    if "<" in name or not hasattr(value, "__module__"):
-        raise UsageError(f"hyper-parameters must be numbers, texts, lists, mappings or named classes, got {value!r}")
-    return {NAME: f"{value.__module__}:{name}"}
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {TUPLE}:
-        return tuple(_decode(one) for one in value[TUPLE])
-    return pkgutil.resolve_name(value[NAME]) if value.keys() == {NAME} else {k: _decode(v) for k, v in value.items()}
+        folder.write_description({**vars(self), **made_with()})
+        folder.write_state(State())
 
 
 def note_resumed(folder: RunFolder, step: int) -> None:

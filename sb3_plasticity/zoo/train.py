@@ -104,8 +104,8 @@ def run(options: argparse.Namespace) -> int:
     """
     given = vars(options)
     verbose, progress = given.get("verbose", 1), given.get("progress", False)
-    if (Path(given.get("trained_agent", "")) / "run.json").is_file() and given.get("trained_agent"):
-        return _go_on(RunFolder(given["trained_agent"]), given, verbose, progress)
+    if given.get("trained_agent") and (folder := RunFolder(given["trained_agent"])).begun:
+        return _go_on(folder, given, verbose, progress)
     spec, where = make_spec(given)
     if verbose:
         print("=" * 10, spec.env_id, "=" * 10, f"\nSeed: {spec.seed}\nHyperparameters: {where}")
@@ -181,8 +181,9 @@ def make_spec(given: Mapping[str, Any]) -> tuple[RunSpec, str]:
         raise UsageError(f"--save-replay-buffer: {algo} has no replay buffer")
     entry, where = _entry(given, previous, algo, env_id)
     n_timesteps = given.get("n_timesteps", -1)
+    of_entry = entry.pop("n_timesteps", 1e6)
     if n_timesteps == -1:
-        n_timesteps = before.get("n_timesteps") or int(float(entry.get("n_timesteps", 1e6)))
+        n_timesteps = before.get("n_timesteps") or int(float(of_entry))
     if source and (done := checkpoints.steps_in(source) or 0) >= n_timesteps:
         raise UsageError(f"{source}: it has {done} of {n_timesteps} steps; -n takes the number of steps in all")
     seed = given.get("seed", before.get("seed", -1))
@@ -237,7 +238,7 @@ def make_folder(spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunFolder, boo
     """
     if "run_folder" in given:
         folder = RunFolder(given["run_folder"])
-        if not folder.description():
+        if not folder.begun:
             if folder.path.is_dir() and any(folder.path.iterdir()):
                 raise UsageError(f"--run-folder {folder.path}: is not empty, and no folder of a run")
             folder.path.mkdir(parents=True, exist_ok=True)

@@ -181,17 +181,15 @@ def spec_of(path: Path, options: argparse.Namespace) -> RunSpec:
     :return: the specification; of rl-zoo's own folders what their files hold of it
     """
     folder = RunFolder(path.parent)
-    if (folder.path / "run.json").is_file():
+    if folder.begun:
         return RunSpec.of(folder)
-    entry, args = (config.read_zoo_file(folder.files / f"{name}.yml") for name in ("config", "args"))
-    if args.get("env_kwargs"):
-        entry["env_kwargs"] = args["env_kwargs"]
+    given = folder.description()
     return RunSpec(
-        algo=str(args.get("algo") or options.algo),
-        env_id=str(args.get("env") or options.env),
-        seed=int(args.get("seed") or 0),
-        n_timesteps=max(int(args.get("n_timesteps") or 0), 0),
-        hyperparams=entry,
+        algo=str(given.get("algo") or options.algo),
+        env_id=str(given.get("env_id") or options.env),
+        seed=int(given.get("seed") or 0),
+        n_timesteps=max(int(given.get("n_timesteps") or 0), 0),
+        hyperparams=given.get("hyperparams", {}),
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch as th
-import yaml
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     HumanOutputFormat,
@@ -23,7 +22,7 @@ from sb3_plasticity.zoo import checkpoints
 from sb3_plasticity.zoo.config import check_entry
 from sb3_plasticity.zoo.errors import RunError, SetupError, UsageError
 from sb3_plasticity.zoo.experiment import Experiment
-from sb3_plasticity.zoo.folder import RunFolder, State, file_name, make_new, numbered, step_of
+from sb3_plasticity.zoo.folder import RunFolder, State, make_new, numbered, step_of
 from sb3_plasticity.zoo.options import check_known
 from sb3_plasticity.zoo.records import EpisodeLog, Keeper
 from sb3_plasticity.zoo.spec import RunSpec, note_resumed
@@ -35,7 +34,7 @@ def train(folder: RunFolder, *, verbose: int = 0, progress: bool = False) -> Non
 
     A run that has come to its end is left as it is.
 
-    :param folder: with a ``run.json``, see :meth:`sb3_plasticity.zoo.spec.RunSpec.begin`
+    :param folder: of a run, see :meth:`sb3_plasticity.zoo.spec.RunSpec.begin`
     :param verbose: 1 prints the agent's log, 2 every checkpoint
     :param progress: whether to show a progress bar
     :raises UsageError: if the run cannot be begun as it is described, or another process is training it
@@ -75,7 +74,8 @@ def _train(spec: RunSpec, folder: RunFolder, verbose: int, progress: bool) -> No
                 note_resumed(folder, start)
             records = folder.new_attempt(start)
             model.set_logger(_make_logger(spec, folder, records, verbose))
-            _write_zoo_files(spec, folder)
+            with replacing(folder.files / "command.txt") as temporary:  # rl-zoo's
+                temporary.write_text(" ".join(sys.orig_argv), encoding="utf-8")
             folder.write_state(State("running", start, seconds))
             log = EpisodeLog(records, spec.env_id, experiment.monitor_kwargs.get("info_keywords", ()))
             if start and verbose:
@@ -131,21 +131,6 @@ def _make_logger(spec: RunSpec, folder: RunFolder, records: Path, verbose: int) 
         # keys such as eval_fixed/actuator_strength_0.512 differ in their ends
         formats.insert(0, HumanOutputFormat(sys.stdout, max_length=48))
     return Logger(folder=str(records), output_formats=formats)
-
-
-def _write_zoo_files(spec: RunSpec, folder: RunFolder) -> None:
-    """Write what rl-zoo's own scripts read of a run."""
-    options = {key: value for key, value in vars(spec).items() if key not in ("env_id", "hyperparams", "tags")}
-    contents = {
-        "config.yml": yaml.dump({**spec.hyperparams, "n_timesteps": spec.n_timesteps}),
-        "args.yml": yaml.dump(
-            {**options, "env": spec.env_id, "env_kwargs": spec.hyperparams.get("env_kwargs"), "log_folder": ""}
-        ),
-        "command.txt": " ".join(sys.orig_argv),
-    }
-    for name, content in contents.items():
-        with replacing(folder.path / file_name(spec.env_id) / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
 
 
 def _words(error: BaseException) -> str:

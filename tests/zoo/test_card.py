@@ -31,7 +31,7 @@ def test_the_folder_has_what_the_hub_and_rl_zoo_expect(written):
     names = {path.name for path in written.iterdir()}
     assert names == {
         *(".gitattributes", "README.md", "args.yml", "config.yml", "env_kwargs.yml", "ppo_l2er-SlipperyAnt-v0.zip"),
-        *("replay.mp4", "results.json", "run.json", "train_eval_metrics.zip", "vec_normalize.pkl"),
+        *("replay.mp4", "results.json", "train_eval_metrics.zip", "vec_normalize.pkl"),
     }
     assert (written / "replay.mp4").stat().st_size > 1000
     schedule = {"kind": "cyclic", "values": [0.2, 0.5, 1.0], "period": 100}
@@ -40,8 +40,7 @@ def test_the_folder_has_what_the_hub_and_rl_zoo_expect(written):
     with zipfile.ZipFile(written / "train_eval_metrics.zip") as archive:
         assert {"0.monitor.csv", "progress.csv", "evaluations.npz"} <= set(archive.namelist())
         assert archive.read("progress.csv") == (written.parent / RUN / "progress.csv").read_bytes()
-    args = yaml.safe_load((written / "args.yml").read_text())
-    assert args["tensorboard_log"] == json.loads((written / "run.json").read_text())["tensorboard_log"] == ""
+    assert yaml.safe_load((written / "args.yml").read_text())["tensorboard_log"] == ""
 
 
 def test_the_model_card_reads_as_the_hub_reads_it(written):
@@ -76,10 +75,12 @@ def test_what_is_loaded_is_the_run(written, tmp_path, capsys):
 
 
 def test_what_rl_zoo_has_pushed_loads_too(written, tmp_path, capsys):
-    """Its folders have no ``run.json``."""
+    """Its files do not say with what the run was made."""
     source = tmp_path / "hub"
     shutil.copytree(written, source)
-    (source / "run.json").unlink()
+    args = yaml.safe_load((source / "args.yml").read_text())
+    kept = {key: args[key] for key in ("algo", "env", "env_kwargs", "seed", "n_timesteps")}
+    (source / "args.yml").write_text(yaml.safe_dump(kept))
     assert main(["card", str(source), "--load", "-f", str(tmp_path / "logs")]) == 0
     run = tmp_path / "logs" / "ppo_l2er" / "SlipperyAnt-v0_1"
     assert main(["enjoy", str(run), "--no-render", "-n", "5", "--device", "cpu"]) == 0

@@ -3,12 +3,16 @@
 import json
 import math
 import multiprocessing
+import shutil
 import threading
 import time
 import warnings
+from collections import OrderedDict
+from dataclasses import replace
 
 import filelock
 import pytest
+import torch as th
 
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import Attempt, RunFolder, State, file_name
@@ -99,10 +103,8 @@ def test_models_and_checkpoints_have_rl_zoos_names(tmp_path):
         run.checkpoint(step).touch()
     (tmp_path / "best_model.zip").touch()
     assert [path.name for path in run.checkpoints()] == [f"rl_model_{n}_steps.zip" for n in (1024, 128, 64)]
-    # rl-zoo's own run folders have no run.json
-    (tmp_path / "run.json").unlink()
-    (tmp_path / "Ant-v0").mkdir()
-    (tmp_path / "Ant-v0" / "args.yml").touch()
+    # as in rl-zoo's own run folders
+    shutil.move(tmp_path / "CartPole-v1", tmp_path / "Ant-v0")
     assert run.model == tmp_path / "Ant-v0.zip"
     assert [file_name(name) for name in ("pkg:Ant-v0", "ALE/Pong-v5")] == ["Ant-v0", "ALE-Pong-v5"]
 
@@ -110,7 +112,7 @@ def test_models_and_checkpoints_have_rl_zoos_names(tmp_path):
 def test_a_run_says_what_it_is_and_with_what_it_was_made(tmp_path):
     run = RunFolder(tmp_path / "run")
     SPEC.begin(run)
-    assert RunSpec.of(run) == SPEC
+    assert RunSpec.of(run) == SPEC and run.begun and run.state() == State()
     description = run.description()
     assert description["versions"]["stable-baselines3"] and "git_commit" in description and description["cpus"]
     note_resumed(run, 64)
@@ -118,6 +120,18 @@ def test_a_run_says_what_it_is_and_with_what_it_was_made(tmp_path):
     assert resumed["step"] == 64 and resumed["versions"] == description["versions"] and RunSpec.of(run) == SPEC
     with pytest.raises(UsageError, match="no folder of a run"):
         RunSpec.of(RunFolder(tmp_path))
+
+
+def test_a_description_keeps_tuples_and_names_of_classes(tmp_path):
+    kwargs = {"optimizer_class": th.optim.SGD, "net_arch": [8, 8], "betas": (0.9, math.inf)}
+    entry = OrderedDict(policy="MlpPolicy", policy_kwargs=kwargs, learning_rate="lin_3e-4", seeds=[1, 1])
+    spec = replace(SPEC, hyperparams=entry, tags={"method": "PPO + L2: no"})
+    spec.begin(RunFolder(tmp_path))
+    assert RunSpec.of(RunFolder(tmp_path)) == spec
+    for value in (lambda: 0, object(), th.zeros(1)):
+        with pytest.raises(UsageError, match="hyper-parameters must be numbers, texts, lists, mappings or named"):
+            replace(SPEC, hyperparams={"x": value}).begin(RunFolder(tmp_path))
+    assert RunSpec.of(RunFolder(tmp_path)) == spec
 
 
 def test_a_running_state_without_a_process_is_pending(tmp_path):
