@@ -271,11 +271,11 @@ def test_the_control_is_the_same_world_standing_still(write, tmp_path):
 
 def test_a_full_disk_is_one_line(write, tmp_path, capsys, monkeypatch):
     def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run.json")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "args.yml")
 
     monkeypatch.setattr(RunFolder, "write_description", full)
     assert main(["run", str(write()), "-f", str(tmp_path / "runs")]) == 2
-    assert capsys.readouterr().err == "error: run.json: No space left on device\n"
+    assert capsys.readouterr().err == "error: args.yml: No space left on device\n"
 
 
 def test_any_zoo_run_can_be_made_of_a_studys_and_back(tiny):
