@@ -25,6 +25,9 @@ _RESAMPLES_MANY = 2_000
 # than 50 and three not more than 75: their interval is at most from the smallest to the largest.
 COVERAGE = {2: 50, 3: 75, 4: 87, 5: 90, 6: 90, 7: 92, 8: 93, 10: 93, 20: 95}
 
+# Numbers that differ by less, relative to the largest of them, are the same number.
+_ROUNDING = 1e-9
+
 Statistic = Callable[..., Any]
 
 
@@ -283,10 +286,14 @@ def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """
     Take each group's mean off its members; what is alone in its group has nothing to be compared with.
 
+    A difference in the last digits only, as the same number has that was computed twice, counts as none.
+
     :param values: (n,)
     :param groups: (n,) to which group each value belongs
     :return: (n,), NaN where a group has a single finite value
     """
     grouped = pd.Series(values).groupby(pd.Series(groups).to_numpy())
     shifted = pd.Series(values) - grouped.transform("mean")
+    largest = np.maximum(grouped.transform("max").abs(), grouped.transform("min").abs())
+    shifted = shifted.mask(shifted.abs() <= _ROUNDING * largest, 0.0)
     return shifted.where(grouped.transform("count") > 1).to_numpy()

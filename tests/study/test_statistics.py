@@ -209,6 +209,14 @@ def test_fit_agrees_with_scipy():
     assert line.r_squared.n == 8 and line.r_squared.low < line.r_squared.value < line.r_squared.high
 
 
+def test_rounding_noise_within_a_group_is_no_difference():
+    noise = 0.3 + np.arange(4) * 2.0**-54
+    assert len(np.unique(noise)) > 1
+    shifted = centred(np.append(noise, [5.0, 5.001]), np.array([0, 0, 0, 0, 1, 1]))
+    np.testing.assert_array_equal(shifted[:4], 0)
+    np.testing.assert_allclose(shifted[4:], [-0.0005, 0.0005], rtol=1e-9)
+
+
 def test_correlations_of_constants_and_ties():
     assert math.isnan(r_squared(np.array([[1.0, 2], [1, 3], [1, 4]])))
     ties = np.array([[1.0, 1], [2, 2], [2, 5], [3, 4]])
