@@ -24,7 +24,7 @@ def _no_display(monkeypatch):
 
 
 def test_the_readmes_commands(command):
-    assert "Saved to" in command("train", "--algo", "ppo_l2er", *TINY[:-1], "-n", "64", "--eval-freq", "64")
+    assert "Saved to" in command("train", "--algo", "ppo_l2er", *TINY, "-n", "64", "--eval-freq", "64")
     output = command("enjoy", *AGENT, "--task", "2", "-n", "10")
     assert "No display: nothing is drawn" in output
     assert "Task 2: friction 1" in output

@@ -7,7 +7,7 @@ import gymnasium as gym
 import pytest
 import torch as th
 import yaml
-from conftest import TINY
+from conftest import TINY_L2ER
 
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.cli import main
@@ -264,4 +264,4 @@ def test_a_wrong_option_is_refused_in_one_line(options, train):
 
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="er_ceof"):
-        main(["train", "--debug", "--algo", "ppo_l2er", *TINY, "er_ceof:1"])
+        main(["train", "--debug", "--algo", "ppo_l2er", *TINY_L2ER, "er_ceof:1"])

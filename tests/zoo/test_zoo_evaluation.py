@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from conftest import TINY
+from conftest import TINY, TINY_L2ER
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -145,7 +145,7 @@ def test_monitor_files_are_what_single_environments_write(train):
 
 
 def test_a_frozen_world_is_evaluated_where_it_is(train):
-    options = [*TINY, "-n", "64", "--eval-freq", "64", "--eval-episodes", "1", "--env-kwargs", "task:1"]
+    options = [*TINY_L2ER, "-n", "64", "--eval-freq", "64", "--eval-episodes", "1", "--env-kwargs", "task:1"]
     status, error = train("--algo", "ppo_l2er", *options)
     assert (status, error) == (0, "")
     assert np.load(RUN / "evaluations.npz")["results"].shape == (1, 1)
@@ -163,7 +163,7 @@ def test_hyperparameters_for_tensorboard_have_one_level():
 
 @pytest.mark.parametrize("storage", ["study.log", "sqlite:///study.db"])
 def test_hyperparameter_search_scores_on_the_fixed_tasks(storage, train):
-    options = ["--algo", "ppo_l2er", *TINY, "-n", "64", "--eval-episodes", "1", "--n-evaluations", "1"]
+    options = ["--algo", "ppo_l2er", *TINY_L2ER, "-n", "64", "--eval-episodes", "1", "--n-evaluations", "1"]
     search = ["-optimize", "--n-trials", "1", "--no-optim-plots", "--storage", storage, "--study-name", "s"]
     status, error = train(*options, *search, "--sampler", "random", "--seed", "137")
     assert status == 0, error

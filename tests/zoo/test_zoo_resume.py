@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY
+from conftest import TINY_L2ER
 from stable_baselines3 import PPO
 
 from sb3_plasticity import PPO_L2ER
@@ -97,7 +97,9 @@ def test_damaged_and_foreign_checkpoints_are_refused(copy, train):
 
 def test_a_stock_ppo_agent_may_go_on_as_ppo_l2er(train):
     PPO("MlpPolicy", "SlipperyAnt-v0", n_steps=32, batch_size=32, n_epochs=1, device="cpu").learn(32).save("stock.zip")
-    status, error = train("--algo", "ppo_l2er", "--trained-agent", "stock.zip", *TINY, "-n", "96", "--eval-freq", "-1")
+    status, error = train(
+        "--algo", "ppo_l2er", "--trained-agent", "stock.zip", *TINY_L2ER, "-n", "96", "--eval-freq", "-1"
+    )
     assert (status, error) == (0, "")
     assert PPO_L2ER.load(RUN / "SlipperyAnt-v0.zip", device="cpu").num_timesteps == 96
 
@@ -127,7 +129,7 @@ def test_the_seed_of_a_run_that_goes_on_is_another_one():
 
 
 def test_a_killed_run_is_resumed_to_its_end(command):
-    options = ["--algo", "ppo_l2er", *TINY, "-n", "100000", "--save-freq", "64", "--eval-freq", "-1"]
+    options = ["--algo", "ppo_l2er", *TINY_L2ER, "-n", "100000", "--save-freq", "64", "--eval-freq", "-1"]
     log = open("out.txt", "w")
     process = subprocess.Popen([sys.executable, "-m", "sb3_plasticity.zoo", "train", *options], stdout=log, stderr=log)
     try:
