@@ -1,4 +1,4 @@
-"""Build the wheel, install it in a clean environment and use it from another folder: ``make wheel``."""
+"""Build the wheel, install it with the extra zoo in a clean environment and use it there: ``make wheel``."""
 
 import subprocess
 from pathlib import Path
@@ -22,8 +22,9 @@ print(f"sb3_plasticity {sb3_plasticity.__version__} works from its wheel: {model
 
 
 def main() -> None:
-    with clean_environment(ROOT / "constraints.txt") as (folder, python):
+    with clean_environment(ROOT / "constraints.txt", extras="[zoo]") as (folder, python):
         subprocess.run([python, "-c", USE], check=True, cwd=folder)
+        subprocess.run([python.with_name("sb3-plasticity"), "doctor"], check=True, cwd=folder)
         (installed,) = (folder / "venv").glob("lib/*/site-packages/sb3_plasticity")
         lacking = tracked("sb3_plasticity") | {Path("envs") / name for name in tracked("envs")}
         lacking = {str(name) for name in lacking if not (installed / name).is_file()}

@@ -1,13 +1,24 @@
 """Write one page for each registered environment and for each registered mitigation, from their docstrings."""
 
+import contextlib
+import importlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
+from torch.optim import Optimizer
 
-import sb3_plasticity
-from sb3_plasticity import mitigations
+from sb3_plasticity import Mitigation, mitigations
+from sb3_plasticity.agents import networks_of
+from sb3_plasticity.mitigations import Agent, Attachment
+from sb3_plasticity.zoo.algorithms import ALGOS
+
+DOCS = Path(__file__).parent.parent
 
 
 def generate_pages(docs: Path) -> None:
@@ -56,41 +67,108 @@ def environment_pages() -> Iterator[tuple[str, str]]:
     for env_id, spec in sorted(gym.registry.items()):
         if not str(spec.entry_point).startswith("sb3_plasticity"):
             continue
+        clip = DOCS / "_static" / "clips" / f"{env_id}.gif"
         text = [f"# {env_id}", ""]
-        try:
-            env = gym.make(env_id)
-        except (ImportError, gym.error.Error) as error:
-            text += [f"Needs an extra: {' '.join(str(error).split())}.", ""]
-        else:
-            text += [
-                f"| | |\n|---|---|\n| make | `gymnasium.make({env_id!r})` |",
-                f"| observations | `{env.observation_space}` |",
-                f"| actions | `{env.action_space}` |",
-                f"| steps of an episode | {spec.max_episode_steps or 'unlimited'} |",
-                "",
-            ]
-            documented = type(env.unwrapped)
-            if documented.__module__.startswith("sb3_plasticity"):
-                text += _autoclass(documented)
-            env.close()
-        clip = Path(__file__).parent.parent / "_static" / "clips" / f"{env_id}.gif"
         if clip.is_file():
             text += [f"![{env_id} before and after a change](../_static/clips/{clip.name})", ""]
-        yield env_id, "\n".join(text)
+        rows = [("make", f"gymnasium.make({env_id!r})")]
+        try:
+            env = gym.make(env_id)
+        except gym.error.DependencyNotInstalled as error:
+            text += [f"Not installed where this page was built: {' '.join(str(error).split())}.", ""]
+        else:
+            schedule = " ".join(str(env.get_wrapper_attr("schedule")).split())
+            spaces = [" ".join(str(space).split()) for space in (env.observation_space, env.action_space)]
+            rows += [("default schedule", schedule), ("observations", spaces[0]), ("actions", spaces[1])]
+            env.close()
+        limit = f"{spec.max_episode_steps} steps" if spec.max_episode_steps else "as the environment inside it"
+        text += [
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | `{value}` |" for name, value in rows),
+            f"| time limit | {limit} |",
+        ]
+        yield env_id, "\n".join([*text, "", *_autodoc(entry_point(spec))])
+
+
+def entry_point(spec: EnvSpec) -> Any:
+    """
+    Import what an environment is made by.
+
+    :param spec: of a registered environment
+    :return: a class or a function
+    """
+    if not isinstance(spec.entry_point, str):
+        return spec.entry_point
+    module, _, name = spec.entry_point.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def mitigation_pages() -> Iterator[tuple[str, str]]:
     """
-    Describe every registered mitigation.
+    Describe every mitigation of this package: those that are attached, activations, and optimizers.
 
     :return: name and text of each page
     """
+    agents = small_agents()
     for name in sorted(mitigations.__all__):
         cls = getattr(mitigations, name)
-        if inspect.isclass(cls) and issubclass(cls, sb3_plasticity.Mitigation) and cls is not sb3_plasticity.Mitigation:
-            yield name, "\n".join([f"# {name}", "", *_autoclass(cls)])
+        if not inspect.isclass(cls) or cls is Mitigation:
+            continue
+        if issubclass(cls, Mitigation):
+            use = [f"In YAML and in logs it is called `{cls.name}`. {served(cls, agents)}"]
+        elif issubclass(cls, nn.Module):
+            use = [f'An activation, for any algorithm: `policy_kwargs={{"activation_fn": mitigations.{name}}}`.']
+        elif issubclass(cls, Optimizer):
+            use = [f'An optimizer, for any algorithm: `policy_kwargs={{"optimizer_class": mitigations.{name}}}`.']
+        else:
+            continue
+        yield name, "\n".join([f"# {name}", "", *_autodoc(cls), *use, ""])
 
 
-def _autoclass(cls: type) -> list[str]:
-    # The reference of the API indexes the class; several environments may share one.
-    return ["```{eval-rst}", f".. autoclass:: {cls.__module__}.{cls.__qualname__}", "   :no-index:", "```", ""]
+def small_agents() -> dict[str, BaseAlgorithm]:
+    """
+    Make an agent of every algorithm that has networks.
+
+    :return: agents by the name of their class
+    """
+    agents = {}
+    algorithms: dict[str, Any] = ALGOS
+    for cls in algorithms.values():
+        for env_id in ("Pendulum-v1", "CartPole-v1"):
+            policy = next(name for name in cls.policy_aliases if name.startswith("Mlp"))
+            with contextlib.suppress(AssertionError):  # it has no use for such actions
+                agent = cls(policy, env_id, device="cpu", policy_kwargs={"activation_fn": nn.ReLU})
+                with contextlib.suppress(TypeError, NotImplementedError):  # ARS has no gradients
+                    networks_of(agent)
+                    agents[cls.__name__] = agent
+                break
+    return agents
+
+
+def served(cls: type[Mitigation], agents: dict[str, BaseAlgorithm]) -> str:
+    """
+    Say which algorithms a mitigation attaches to, by attaching it.
+
+    :param cls: the mitigation
+    :param agents: by the name of their algorithm
+    :return: a sentence
+    """
+    refused = {}
+    for algorithm, agent in agents.items():
+        try:
+            Attachment(Agent(networks_of(agent), agent), [cls()])
+        except ValueError as error:
+            refused[algorithm] = str(error)
+    names = [name for name in agents if name not in refused]
+    if not refused:
+        return f"It attaches to every algorithm: {', '.join(names)}."
+    why = next(iter(refused.values()))
+    return f"It attaches to {', '.join(names)}. It refuses {', '.join(refused)}, the first of them with “{why}”."
+
+
+def _autodoc(documented: Any) -> list[str]:
+    # The reference of the API indexes classes; several environments may share one.
+    directive = "autoclass" if inspect.isclass(documented) else "autofunction"
+    name = f"{documented.__module__}.{documented.__qualname__}"
+    return ["```{eval-rst}", f".. {directive}:: {name}", "   :no-index:", "```", ""]

@@ -81,7 +81,9 @@ def continual_cart_pole(
     **kwargs: Any,
 ) -> NonStationary:
     """
-    ``CartPole-v1`` whose physics changes.
+    ``CartPole-v1`` whose physics changes. The ranges are ours and follow no publication.
+
+    The reward is 1 in every step until the pole falls or the cart leaves the track.
 
     :param parameter: ``"length"`` (half the pole's, m), ``"gravity"`` (m/s^2), ``"masspole"``, ``"masscart"`` (kg) or
         ``"force_mag"`` (N)
@@ -104,7 +106,10 @@ def continual_acrobot(
     **kwargs: Any,
 ) -> NonStationary:
     """
-    ``Acrobot-v1`` whose physics changes. The goal stays at Acrobot's own height, in lengths of a link.
+    ``Acrobot-v1`` whose physics changes. The ranges are ours and follow no publication.
+
+    The reward is -1 in every step until the tip has risen to the goal, which stays at Acrobot's own height, in lengths
+    of a link.
 
     :param parameter: ``"length"`` or ``"mass"`` of both links, or ``"torque"``; values are factors on Acrobot's own
     :param schedule: as for the robots; the default range is half to twice Acrobot's own, the period 100,000 steps
@@ -145,7 +150,8 @@ def continual_gym_control(
     The Gym control tasks of TRAC (Muppidi et al., NeurIPS, 2024) as C-CHAIN (Tang et al., ICML, 2025) runs them.
 
     The observations of each task are shifted by a normal draw of standard deviation 2, those of the first are not.
-    There, a run is 10 tasks of 200 iterations of 800 steps; episodes end after 400 steps.
+    There, a run is 10 tasks of 200 iterations of 800 steps; episodes end after 400 steps. The rewards are those of the
+    environment whose observations are shifted.
 
     :param env_id: ``"CartPole-v1"``, ``"Acrobot-v1"``, ``"LunarLander-v3"`` (needs Gymnasium's extra ``box2d``), or any
         other with observations in a Box

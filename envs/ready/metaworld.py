@@ -79,7 +79,8 @@ def continual_metaworld(
     """
     CW10 of Continual World (Wołczyk et al., NeurIPS, 2021) on Meta-World's current tasks: a million steps each.
 
-    Continual World used version 1 of the tasks, with episodes of 200 steps. Success is ``info["success"]``.
+    Continual World used version 1 of the tasks, with episodes of 200 steps. The reward is Meta-World's own, between 0
+    and 10 in a step; success is ``info["success"]``.
 
     :param tasks: names of Meta-World's tasks
     :param schedule: of kind ``numbered``; the default period is 1,000,000 steps

@@ -110,7 +110,8 @@ def continual_minatar(
     """
     Continual MinAtar of C-CHAIN (Tang et al., ICML, 2025): Space Invaders, Asterix, Seaquest, two million steps each.
 
-    Observations are padded to the channels of the game that has the most of them (10 for Seaquest).
+    The reward is the game's score. Observations are padded to the channels of the game that has the most of them (10
+    for Seaquest).
 
     :param games: which, in which order
     :param schedule: of kind ``numbered``; the default period is 2,000,000 steps

@@ -36,7 +36,8 @@ def continual_minigrid(
     Rooms of MiniGrid (Chevalier-Boisvert et al., NeurIPS, 2023), one after the other.
 
     The agent sees the 7 x 7 cells before it, flat (147 numbers), without mission and direction. The selection is
-    ours, no published sequence; each room has its own time limit.
+    ours, no published sequence; each room has its own time limit. The reward is 1 - 0.9 * steps / limit when the goal
+    is reached, and 0 in every other step.
 
     :param rooms: ids of MiniGrid
     :param schedule: of kind ``numbered``; the default period is 500,000 steps

@@ -23,6 +23,9 @@ class SlipperyAntEnv(NoContactForcesMixin, AntEnv):
     """
     ``Ant-v5`` on a ground whose friction changes every two million steps (Dohare et al., Nature, 2024).
 
+    The reward of a step is the forward velocity (m/s), plus 1 while the torso is 0.2 to 1 m high, minus 0.5 times the
+    squared norm of the action. The episode ends when the torso leaves that range.
+
     :param contact_cost_weight: weight of the contact forces in the cost
     :param include_cfrc_ext_in_observation: whether the 78 contact forces are part of the observation
     :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Ant-v5``
@@ -32,6 +35,9 @@ class SlipperyAntEnv(NoContactForcesMixin, AntEnv):
 class NonStationaryAntEnv(SlipperyAntEnv):
     """
     ``Ant-v5`` with any parameter and schedule; by default its friction swings between 0.1 and 2.
+
+    The reward is that of :class:`SlipperyAntEnv`. A gradual change of friction, without tasks that begin and end, is
+    ours and follows no publication.
 
     :param schedule: as for :class:`NonStationaryMixin`
     :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Ant-v5``

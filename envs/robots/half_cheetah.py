@@ -16,7 +16,14 @@ __all__ = ["BatchedHalfCheetah", "SlipperyHalfCheetahEnv"]
 
 
 class SlipperyHalfCheetahEnv(NonStationaryMixin, HalfCheetahEnv):
-    """``HalfCheetah-v5`` on a ground whose friction changes; keywords of :class:`NonStationaryMixin` and the parent."""
+    """
+    ``HalfCheetah-v5`` on a ground whose friction changes (as in Akgül et al., TMLR, 2025, with other frictions).
+
+    The reward of a step is the forward velocity (m/s) minus 0.1 times the squared norm of the action. Episodes end by
+    their time limit alone.
+
+    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``HalfCheetah-v5``
+    """
 
 
 class BatchedHalfCheetah(BatchedPlanar):

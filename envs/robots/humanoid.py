@@ -19,7 +19,10 @@ __all__ = ["BatchedHumanoid", "SlipperyHumanoidEnv"]
 
 class SlipperyHumanoidEnv(NoContactForcesMixin, HumanoidEnv):
     """
-    ``Humanoid-v5`` on a ground whose friction changes.
+    ``Humanoid-v5`` on a ground whose friction changes. The task is ours and follows no publication.
+
+    The reward of a step is 1.25 times the forward velocity (m/s), plus 5, minus 0.1 times the squared norm of the
+    controls. The episode ends when the torso is not 1 to 2 m high.
 
     :param contact_cost_weight: weight of the contact forces in the cost
     :param include_cfrc_ext_in_observation: whether the 78 contact forces are part of the observation

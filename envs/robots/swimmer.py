@@ -18,6 +18,9 @@ class SlipperySwimmerEnv(NonStationaryMixin, SwimmerEnv):
     """
     ``Swimmer-v5`` in a medium whose viscosity changes, between the robot's own and one that stops its gait.
 
+    The reward of a step is the forward velocity (m/s) minus 0.0001 times the squared norm of the action. Episodes end
+    by their time limit alone. The task is ours and follows no publication.
+
     :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Swimmer-v5``
     """
 
