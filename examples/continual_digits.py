@@ -363,7 +363,7 @@ def draw_fit(axes: Axes, table: pd.DataFrame, column: str) -> None:
     if line := fit_accuracy(table, column):
         ends, r2 = np.array([x.min(), x.max()]), line.r_squared
         axes.plot(ends, line.intercept + line.slope * ends, color="black", lw=1.5)
-        title += f": $R^2$ = {r2.value:.2f}  [{r2.low:.2f}, {r2.high:.2f}]"
+        title += f"\n$R^2$ = {r2.value:.2f}  [{r2.low:.2f}, {r2.high:.2f}]"
     axes.set_title(title)
 
 
