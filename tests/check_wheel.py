@@ -26,8 +26,8 @@ def main() -> None:
         subprocess.run([python, "-c", USE], check=True, cwd=folder)
         subprocess.run([python.with_name("sb3-plasticity"), "doctor"], check=True, cwd=folder)
         (installed,) = (folder / "venv").glob("lib/*/site-packages/sb3_plasticity")
-        lacking = tracked("sb3_plasticity") | {Path("envs") / name for name in tracked("envs")}
-        lacking = {str(name) for name in lacking if not (installed / name).is_file()}
+        expected = tracked("sb3_plasticity") | {Path("envs") / name for name in tracked("envs")}
+        lacking = {str(name) for name in expected if not (installed / name).is_file()}
         assert not lacking, f"the wheel lacks {', '.join(sorted(lacking))}: see packages in setup.cfg"
 
 

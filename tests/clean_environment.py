@@ -21,6 +21,6 @@ def clean_environment(constraints: Path, *further: str, extras: str = "") -> Ite
         (wheel,) = folder.glob("*.whl")
         venv.create(folder / "venv", with_pip=True)
         python = folder / "venv" / "bin" / "python"
-        install = [python, "-m", "pip", "install", "-q", "-c", constraints, f"{wheel}{extras}", *further]
+        install = [str(python), "-m", "pip", "install", "-q", "-c", str(constraints), f"{wheel}{extras}", *further]
         subprocess.run(install, check=True)
         yield folder, python

@@ -26,8 +26,10 @@ class Toy(gym.Env[Any, Any]):
 
     def _sample(self, space: Any) -> np.ndarray:
         if space.dtype == np.uint8:
-            return self.np_random.integers(0, 256, space.shape, dtype=np.uint8)
-        return self.np_random.standard_normal(space.shape).astype(space.dtype)
+            result: np.ndarray = self.np_random.integers(0, 256, space.shape, dtype=np.uint8)
+            return result
+        result = self.np_random.standard_normal(space.shape).astype(space.dtype)
+        return result
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -79,4 +81,4 @@ def make_agent(name: str, observation_space: spaces.Space[Any] = VECTOR, **kwarg
     if name == "RecurrentPPO":
         policy_kwargs.setdefault("lstm_hidden_size", 8)
     env = Toy(observation_space, CHOICE if discrete else BOX)
-    return algorithm(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **{**arguments, **kwargs})  # type: ignore[arg-type]
+    return algorithm(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **{**arguments, **kwargs})

@@ -10,7 +10,6 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -19,6 +18,8 @@ from stable_baselines3.common.distributions import (
     SquashedDiagGaussianDistribution,
 )
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.distributions import kl_divergence
 
 from sb3_plasticity import PPO_L2ER, ggn_spectrum, hessian_spectrum
@@ -31,31 +32,31 @@ SMALL: dict[str, Any] = dict(n_steps=32, seed=0, device="cpu")
 TINY: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[6]))
 
 
-def collected(algorithm: type[BaseAlgorithm], policy: str, env: Any, **arguments: Any) -> BaseAlgorithm:
+def collected(algorithm: type[OnPolicyAlgorithm], policy: str, env: Any, **arguments: Any) -> OnPolicyAlgorithm:
     """An agent with a full rollout buffer that it has not trained on."""
     model = algorithm(policy, env, **(SMALL | arguments))
-    train, model.train = model.train, lambda: None
+    train, model.train = model.train, lambda: None  # type: ignore[method-assign]
     model.learn(model.n_steps)
-    model.train = train
+    model.train = train  # type: ignore[method-assign]
     return model
 
 
 def problem_of(
-    model: BaseAlgorithm, samples: Any, network: str, state: dict[str, th.Tensor] | None = None
+    model: OnPolicyAlgorithm, samples: Any, network: str, state: dict[str, th.Tensor] | None = None
 ) -> CurvatureProblem:
     return curvature_problem(model.policy, objectives_of(model)[network], samples, state)
 
 
-def in_float64(model: PPO) -> None:
+def in_float64(model: OnPolicyAlgorithm) -> None:
     """SB3 casts observations to float32; the features go on in float64."""
     model.policy.double()
     model.policy.features_extractor.register_forward_hook(lambda _module, _inputs, features: features.double())
 
 
-class MaskedEnv(gym.Env):
+class MaskedEnv(gym.Env[Any, Any]):
     observation_space = spaces.Box(-1, 1, (4,), np.float32)
 
-    def __init__(self, action_space: spaces.Discrete) -> None:
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
         self.action_space = action_space
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -69,7 +70,8 @@ class MaskedEnv(gym.Env):
         return observation, float(observation[0]), self.steps == 10, False, {}
 
     def action_masks(self) -> np.ndarray:
-        size = self.action_space.n if isinstance(self.action_space, spaces.Discrete) else self.action_space.nvec.sum()
+        space: Any = self.action_space
+        size = space.n if isinstance(space, spaces.Discrete) else space.nvec.sum()
         mask = np.ones(size, dtype=bool)
         mask[self.steps % 2] = False
         return mask
@@ -113,7 +115,8 @@ class TestFisher:
 
         def divergence(row: th.Tensor, at: th.Tensor) -> th.Tensor:
             pairs = zip(at.split(sizes), row.split(sizes), strict=True)
-            return sum(kl_divergence(*(th.distributions.Categorical(logits=x) for x in pair)) for pair in pairs)
+            parts = (kl_divergence(*(th.distributions.Categorical(logits=x) for x in pair)) for pair in pairs)
+            return sum(parts, th.zeros((), dtype=row.dtype))
 
         outputs = distribution_outputs(distribution)
         th.testing.assert_close(self.dense(distribution_fisher(distribution)), self.hessian_of_kl(divergence, outputs))
@@ -135,13 +138,15 @@ def dense_hessian(function: Callable[..., Any], params: dict[str, th.Tensor]) ->
 
     def of_vector(vector: th.Tensor) -> th.Tensor:
         pieces = [piece.view(params[name].shape) for name, piece in zip(names, vector.split(sizes), strict=True)]
-        return function(dict(zip(names, pieces, strict=True)))
+        result: th.Tensor = function(dict(zip(names, pieces, strict=True)))
+        return result
 
     vector = th.cat([p.reshape(-1) for p in params.values()])
-    return th.autograd.functional.hessian(of_vector, vector)
+    result: th.Tensor = th.autograd.functional.hessian(of_vector, vector)
+    return result
 
 
-ACTIONS = {
+ACTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gaussian": ("Pendulum-v1", {}),
     "gsde": ("Pendulum-v1", dict(use_sde=True)),
     "gsde-squashed": ("Pendulum-v1", dict(use_sde=True, policy_kwargs=dict(net_arch=[6], squash_output=True))),
@@ -161,8 +166,7 @@ def test_the_policys_ggn_is_the_hessian_of_the_mean_kl_divergence(name: str) -> 
     def mean_kl(params: dict[str, th.Tensor]) -> th.Tensor:
         now = problem.output_fn(params, samples)
         if name == "categorical":
-            pair = (th.distributions.Categorical(logits=x) for x in (before, now))
-            return kl_divergence(*pair).mean()
+            return kl_divergence(*(th.distributions.Categorical(logits=x) for x in (before, now))).mean()
         half = before.shape[1] // 2
         pair = (th.distributions.Normal(x[:, :half], x[:, half:].exp()) for x in (before, now))
         return kl_divergence(*pair).sum(1).mean()
@@ -213,7 +217,8 @@ def test_hessian_spectrum_of_an_agent(network: str) -> None:
     model = collected(PPO, "MlpPolicy", "Pendulum-v1", ent_coef=0.01, policy_kwargs=dict(net_arch=[3]))
     in_float64(model)
     samples = rollout_samples(model.rollout_buffer)
-    samples = type(samples)(*(field.double() for field in samples))
+    assert isinstance(samples, RolloutBufferSamples)
+    samples = RolloutBufferSamples(*(field.double() for field in samples))
     problem = problem_of(model, samples, network)
     expected = np.linalg.eigvalsh(dense_hessian(lambda p: problem.loss_fn(p, samples), problem.params).numpy())
     spectrum = hessian_spectrum(problem.loss_fn, problem.params, samples, steps=200)
@@ -225,7 +230,7 @@ def test_hessian_spectrum_of_an_agent(network: str) -> None:
 class TestLoss:
     """An objective's loss against what the algorithms log when they train on the rollout in one piece."""
 
-    def loss(self, model: BaseAlgorithm) -> float:
+    def loss(self, model: OnPolicyAlgorithm) -> float:
         samples = rollout_samples(model.rollout_buffer)
         problem = problem_of(model, samples, "joint")
         return problem.loss_fn(problem.params, samples).item()
@@ -274,7 +279,7 @@ def image_env() -> FakeImageEnv:
 
 
 LSTM: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[4], lstm_hidden_size=5))
-AGENTS = {
+AGENTS: dict[str, tuple[type[OnPolicyAlgorithm], str, Any, dict[str, Any]]] = {
     "ppo_l2er": (PPO_L2ER, "MlpPolicy", "Pendulum-v1", TINY),
     "a2c": (A2C, "MlpPolicy", "CartPole-v1", TINY),
     "trpo": (TRPO, "MlpPolicy", "Pendulum-v1", TINY),
@@ -387,6 +392,7 @@ class TestRows:
         for _ in buffer.get(8):  # flattens in place
             pass
         after = rollout_samples(buffer, np.array([3, 7, 31]))
+        assert isinstance(before, RolloutBufferSamples) and isinstance(after, RolloutBufferSamples)
         assert all(th.equal(x, y) for x, y in zip(before, after, strict=True))
 
     def test_spread_rows(self) -> None:
@@ -413,9 +419,10 @@ class TestRows:
     def test_joining_and_cutting_recurrent_batches(self) -> None:
         model = collected(RecurrentPPO, "MlpLstmPolicy", "Pendulum-v1", **LSTM)
         rows = np.arange(32).reshape(4, 8)
-        whole = rollout_samples(model.rollout_buffer, rows)
+        whole: Any = rollout_samples(model.rollout_buffer, rows)
         parts = [rollout_samples(model.rollout_buffer, rows[:1]), rollout_samples(model.rollout_buffer, rows[1:])]
-        joined, end = concatenate_samples(parts), last_samples(whole, 17)
+        joined: Any = concatenate_samples(parts)
+        end: Any = last_samples(whole, 17)
         assert th.equal(joined.lstm_states.pi[0], whole.lstm_states.pi[0])
         assert th.equal(joined.observations, whole.observations)
         assert end.lstm_states.vf[1].shape[1] == 2 and len(end.advantages) == 16

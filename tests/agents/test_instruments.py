@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from algorithms import ALGORITHMS, make_agent
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
@@ -22,7 +22,7 @@ from sb3_plasticity.callbacks.progress import Measurement
 ON_POLICY = ("PPO", "PPO_L2ER", "A2C", "TRPO", "RecurrentPPO", "MaskablePPO")
 
 
-class Tasks(gym.Wrapper):
+class Tasks(gym.Wrapper[Any, Any, Any, Any]):
     """An environment whose task changes every ``period`` steps."""
 
     def __init__(self, env: Monitor, period: int) -> None:
@@ -36,26 +36,26 @@ class Tasks(gym.Wrapper):
         return *result, info
 
 
-def agent_with_tasks(name: str, period: int = 24) -> BaseAlgorithm:
-    few = dict(policy_kwargs=dict(n_quantiles=8)) if name in ("TQC", "QRDQN") else {}
+def agent_with_tasks(name: str, period: int = 24) -> Any:
+    few: dict[str, Any] = dict(policy_kwargs=dict(n_quantiles=8)) if name in ("TQC", "QRDQN") else {}
     model = make_agent(name, **few)
     model.env.envs[0] = Tasks(model.env.envs[0], period)
     return model
 
 
-def learn(model: BaseAlgorithm, steps: int, callback: Any) -> BaseAlgorithm:
+def learn(model: Any, steps: int, callback: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # nothing is left out
         return model.learn(steps, callback=callback)
 
 
-def everything(model: PPO) -> tuple[Any, ...]:
+def everything(model: BaseAlgorithm) -> tuple[Any, ...]:
     entropy = getattr(model, "log_ent_coef", None)
     networks = networks_of(model).values()
     return (
         {**model.policy.state_dict(), **({} if entropy is None else {"log_ent_coef": entropy.detach()})},
         [str(network.optimizer and network.optimizer.state_dict()) for network in networks],
-        np.random.get_state()[1].copy(),  # noqa: NPY002
+        np.random.get_state(legacy=False)["state"]["key"].copy(),  # noqa: NPY002
         th.get_rng_state(),
         random.getstate(),
     )
@@ -95,7 +95,7 @@ def test_training_is_bit_identical_and_every_network_is_measured(name: str, tmp_
 def test_an_off_policy_start_is_of_the_first_transitions_under_the_weights_that_the_last_task_left(
     tmp_path: Path,
 ) -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
 
     class Spy(CurvatureCallback):
         def _on_rollout_end(self) -> None:
@@ -106,6 +106,7 @@ def test_an_off_policy_start_is_of_the_first_transitions_under_the_weights_that_
         def _measure(self, measurement: Measurement) -> None:
             if (measurement.phase, measurement.task[0]) == ("start", 1):
                 seen["measurement"], seen["at"] = measurement, self.num_timesteps
+                assert self._source is not None
                 seen["samples"] = self._source.read(measurement.parts)
             super()._measure(measurement)
 
@@ -117,11 +118,12 @@ def test_an_off_policy_start_is_of_the_first_transitions_under_the_weights_that_
 
 
 def test_the_end_of_an_off_policy_task_is_of_its_last_transitions(tmp_path: Path) -> None:
-    seen = {}
+    seen: dict[int, Any] = {}
 
     class Spy(CurvatureCallback):
         def _measure(self, measurement: Measurement) -> None:
             if measurement.phase == "end":
+                assert self._source is not None
                 seen[measurement.step] = self._source.read(measurement.parts).observations
             super()._measure(measurement)
 
@@ -138,10 +140,11 @@ def test_more_samples_than_a_replay_buffer_holds() -> None:
 
 def test_short_rollouts_are_gathered(tmp_path: Path) -> None:
     """A2C with 5 steps a rollout: periodic measurements on the last 16 transitions."""
-    seen = []
+    seen: list[tuple[Any, ...]] = []
 
     class Spy(CurvatureCallback):
         def _measure(self, measurement: Measurement) -> None:
+            assert self._source is not None
             seen.append((measurement.step, self._source.read(measurement.parts).observations))
             super()._measure(measurement)
 
@@ -149,6 +152,7 @@ def test_short_rollouts_are_gathered(tmp_path: Path) -> None:
 
     class Log(PlasticityCallback):
         def _on_rollout_end(self) -> None:
+            assert isinstance(self.model, A2C)
             observed.append(self.model.rollout_buffer.observations[:, 0].copy())
             super()._on_rollout_end()
 

@@ -28,6 +28,7 @@ def test_every_algorithm_names_its_networks(name: str) -> None:
         if name == "TRPO" and network.name == "policy":
             assert network.optimizer is None
         else:
+            assert network.optimizer is not None
             held = {id(p) for group in network.optimizer.param_groups for p in group["params"]}
             assert all(id(p) in held for p in network.parameters.values())
         assert all(network.root.get_parameter(n) is p for n, p in network.parameters.items())
@@ -125,10 +126,10 @@ def test_naming_networks_leaves_no_trace(name: str) -> None:
     model.learn(40)
     before = copy.deepcopy(model.policy.state_dict())
     modes = [module.training for module in model.policy.modules()]
-    generators = th.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    generators = th.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     networks_of(model)
     assert th.equal(generators[0], th.get_rng_state())
-    assert np.array_equal(generators[1], np.random.get_state()[1])  # noqa: NPY002
+    assert np.array_equal(generators[1], np.random.get_state(legacy=False)["state"]["key"])  # noqa: NPY002
     assert [module.training for module in model.policy.modules()] == modes
     assert all(th.equal(value, model.policy.state_dict()[key]) for key, value in before.items())
     assert not any(module._forward_pre_hooks for module in model.policy.modules())

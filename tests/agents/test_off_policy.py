@@ -1,5 +1,6 @@
 """Off-policy objectives against the algorithms' own logs, dense Hessians in float64 and a Monte Carlo Fisher."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import torch as th
 from algorithms import make_agent
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -24,7 +25,7 @@ from sb3_plasticity.agents.samples import ReplaySamples, replay_samples
 OFF_POLICY = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", "DQN", "QRDQN")
 
 
-def trained(name: str, steps: int = 40, **arguments: Any) -> SAC:
+def trained(name: str, steps: int = 40, **arguments: Any) -> Any:
     model = make_agent(name, **arguments)
     model.learn(steps)
     return model
@@ -32,16 +33,17 @@ def trained(name: str, steps: int = 40, **arguments: Any) -> SAC:
 
 def samples_of(model: BaseAlgorithm, count: int = 16) -> ReplaySamples:
     source = source_of(model)
-    return source.read([source.latest(count)])
+    result: ReplaySamples = source.read([source.latest(count)])
+    return result
 
 
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_the_loss_is_the_one_that_an_update_logs(name: str) -> None:
     """One update at learning rate 0 on the same transitions with the same noise."""
-    plain = dict(policy_kwargs=dict(batch_norm=False, net_arch=[8, 8])) if name == "CrossQ" else {}
+    plain: dict[str, Any] = dict(policy_kwargs=dict(batch_norm=False, net_arch=[8, 8])) if name == "CrossQ" else {}
     model = trained(name, **plain)
     samples = samples_of(model)
-    replay = ReplayBufferSamples(*samples[:5])
+    replay = ReplayBufferSamples(*samples[:5])  # type: ignore[arg-type]  # observations are no dictionaries here
     model.replay_buffer.sample = lambda batch_size, env=None: replay
     model.lr_schedule = lambda _progress: 0.0
     model.policy_delay = 1
@@ -99,7 +101,8 @@ def unflat(vector: th.Tensor, params: dict[str, th.Tensor]) -> dict[str, th.Tens
 
 
 def double(samples: ReplaySamples) -> ReplaySamples:
-    return type(samples)(*(value.double() if value.is_floating_point() else value for value in samples))
+    values: Any = tuple(samples)
+    return ReplaySamples(*(value.double() if value.is_floating_point() else value for value in values))
 
 
 @pytest.mark.parametrize("name, network", [("SAC", "actor"), ("SAC", "critic_1"), ("TD3", "actor"), ("DQN", "q")])
@@ -119,7 +122,7 @@ def test_the_hessian_against_a_dense_one(name: str, network: str) -> None:
 
 
 # What the algorithm's loss of a sample is in the network's outputs, by hand.
-CRITICS = {
+CRITICS: dict[str, tuple[str, Callable[..., th.Tensor]]] = {
     "SAC": ("critic_0", lambda q, y: 0.5 * (q - y) ** 2),
     "TD3": ("critic_1", lambda q, y: (q - y) ** 2),
     "DQN": ("q", lambda q, y: th.where((q - y).abs() < 1, 0.5 * (q - y) ** 2, (q - y).abs() - 0.5)),
@@ -212,7 +215,7 @@ class TestReplaySamples:
             return np.array([self.count], np.float32), self.count, False, self.count % 10 == 0, {}
 
     def model(self, envs: int = 2, **arguments: Any) -> DQN:
-        env = make_vec_env(lambda: self.Counting(), n_envs=envs)
+        env: Any = make_vec_env(lambda: self.Counting(), n_envs=envs)
         for index in range(envs):
             env.envs[index].unwrapped.start = 100.0 * index
         settings: dict[str, Any] = dict(
@@ -223,9 +226,9 @@ class TestReplaySamples:
     def test_the_latest_in_order_without_drawing(self) -> None:
         model = self.model()
         model.learn(48)
-        states = np.random.get_state()[1].copy(), th.get_rng_state()  # noqa: NPY002
-        samples = samples_of(model, 8)
-        assert np.array_equal(np.random.get_state()[1], states[0])  # noqa: NPY002
+        states = np.random.get_state(legacy=False)["state"]["key"].copy(), th.get_rng_state()  # noqa: NPY002
+        samples: Any = samples_of(model, 8)
+        assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], states[0])  # noqa: NPY002
         assert th.equal(th.get_rng_state(), states[1])
         # 24 steps each of two environments, episodes of 10: the 21st to 24th.
         assert samples.observations[:, 0].tolist() == [0, 100, 1, 101, 2, 102, 3, 103]
@@ -242,7 +245,7 @@ class TestReplaySamples:
         model.learn(model.num_timesteps + 26, reset_num_timesteps=False)
         source.rollout_ended(0)
         rows = source.take(np.ones((2, 2), dtype=bool), 4)
-        expected = samples_of(model, 4)
+        expected: Any = samples_of(model, 4)
         assert th.equal(source.read([rows]).observations, expected.observations)
         with pytest.raises(ValueError, match=r"replay buffer \(buffer_size=60\) no longer holds"):
             source.read([rows - [40, 0]])
@@ -252,7 +255,8 @@ class TestReplaySamples:
             envs=1, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=3, gamma=0.5)
         )
         model.learn(27)
-        samples = replay_samples(model.replay_buffer, np.array([0, 8]), np.array([0, 0]), 0.99)
+        assert model.replay_buffer is not None
+        samples: Any = replay_samples(model.replay_buffer, np.array([0, 8]), np.array([0, 0]), 0.99)
         assert samples.rewards[:, 0].tolist() == [1 + 0.5 * 2 + 0.25 * 3, 9 + 0.5 * 10]  # an episode ends at 10
         assert samples.discounts[:, 0].tolist() == [0.125, 0.25]
         assert samples.next_observations[:, 0].tolist() == [3, 10]
@@ -262,6 +266,7 @@ class TestReplaySamples:
         env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=0))
         model = SAC("MlpPolicy", env, learning_starts=1000, policy_kwargs=dict(net_arch=[4]), seed=0, buffer_size=100)
         model.learn(40)
-        samples = samples_of(model, 4)
+        samples: Any = samples_of(model, 4)
+        assert isinstance(model.replay_buffer, ReplayBuffer)
         raw = model.replay_buffer.observations[18:20].reshape(4, 3)
-        np.testing.assert_allclose(samples.observations.numpy(), env.normalize_obs(raw), rtol=1e-6)
+        np.testing.assert_allclose(samples.observations.numpy(), np.asarray(env.normalize_obs(raw)), rtol=1e-6)

@@ -50,5 +50,5 @@ def test_names_and_keywords() -> None:
     assert nearest("zzz", ["alpha"]) == ""
 
 
-def f(alpha):
+def f(alpha: Any) -> Any:
     return alpha

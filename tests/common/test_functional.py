@@ -17,7 +17,8 @@ class Shared(nn.Module):
         self.norm = nn.BatchNorm1d(2)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return self.norm(self.tied(self.alias(self.first(x))))
+        result: th.Tensor = self.norm(self.tied(self.alias(self.first(x))))
+        return result
 
 
 def test_shared_modules_and_tied_weights() -> None:
@@ -47,7 +48,7 @@ def test_buffers_and_partial_replacement() -> None:
         module, {"running_mean": th.tensor([1.0, 1.0]), "running_var": th.tensor([1.0, 0.25])}, (x,)
     )
     th.testing.assert_close(result, th.tensor([[0.0, 2.0]]), rtol=1e-4, atol=1e-6)
-    assert th.equal(module.running_mean, th.zeros(2))
+    assert th.equal(module.get_buffer("running_mean"), th.zeros(2))
 
 
 def test_evaluation_mode_leaves_everything_as_it_was() -> None:

@@ -151,7 +151,8 @@ class TestRecordUnits:
                 self.h = F.dropout(F.relu(self.norm(self.a(x))), 0.5, training=False)
                 self.g = self.b(self.h).tanh()
                 th.zeros_like(self.h), self.h**2  # not what the next layer reads
-                return self.c(self.g)
+                result: th.Tensor = self.c(self.g)
+                return result
 
         net = Net()
         units = self.record(net, self.INPUT)
@@ -167,7 +168,8 @@ class TestRecordUnits:
             def forward(self, x: th.Tensor) -> th.Tensor:
                 self.h = th.relu(self.a(x))
                 self.g = th.relu(self.b(self.h))
-                return self.c(self.g + self.h)
+                result: th.Tensor = self.c(self.g + self.h)
+                return result
 
         block = Block()
         units = self.record(block, self.INPUT)
@@ -190,7 +192,9 @@ class TestRecordUnits:
                 self.linear, self.lstm = linear, lstm
 
             def forward(self, x: th.Tensor) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
-                return self.lstm(th.tanh(self.linear(th.tanh(self.linear(x))))[:, None])
+                rows = th.tanh(self.linear(th.tanh(self.linear(x))))[:, None]
+                result: tuple[th.Tensor, tuple[th.Tensor, th.Tensor]] = self.lstm(rows)
+                return result
 
         units = self.record(Net(), self.INPUT)
         once = th.tanh(linear(self.INPUT))

@@ -65,16 +65,16 @@ def first_layer(net: nn.Module, inputs: th.Tensor) -> HiddenLayer:
     return next(iter(graph.hidden.values()))
 
 
-def means_of(net: nn.Sequential, layer: HiddenLayer, inputs: th.Tensor) -> dict[str, th.Tensor]:
+def means_of(net: nn.Module, layer: HiddenLayer, inputs: th.Tensor) -> dict[str, th.Tensor]:
     with record_inputs(net) as recorded, th.no_grad():
         net(inputs)
     return {c.layer: mean_input(net.get_submodule(c.layer), recorded[c.layer]) for c in layer.consumers}
 
 
 def adam_after_steps(
-    net: nn.Module, inputs: th.Tensor, optimizer: type[th.optim.Adam] = th.optim.Adam
+    net: nn.Module, inputs: th.Tensor, algorithm: type[th.optim.Adam] = th.optim.Adam
 ) -> th.optim.Adam:
-    optimizer = optimizer(net.parameters(), lr=1e-2)
+    optimizer = algorithm(net.parameters(), lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
         net(inputs).square().sum().backward()
@@ -109,7 +109,7 @@ def test_exactly_the_units_slices_change(kind: str) -> None:
             now = optimizer.state[parameter][key]
             assert th.equal(now[untouched], value[untouched]) if now.shape == untouched.shape else now == value
         assert optimizer.state[parameter]["step"] == 3
-    assert net.get_parameter(layer.bias)[1] == 0
+    assert layer.bias is not None and net.get_parameter(layer.bias)[1] == 0
 
 
 def test_the_moments_of_a_linear_unit_by_hand() -> None:
@@ -130,9 +130,9 @@ def test_the_moments_of_a_linear_unit_by_hand() -> None:
 def test_the_moments_behind_a_flattened_convolution_are_meant_position_by_position() -> None:
     net, inputs, _ = make("convolution")
     optimizer = adam_after_steps(net, inputs)
-    before = optimizer.state[net[3].weight]["exp_avg_sq"].clone()
+    before = optimizer.state[net.get_parameter("3.weight")]["exp_avg_sq"].clone()
     recycle_units(net, layer := first_layer(net, inputs), SECOND, rows_of(layer, net), None, [optimizer])
-    now = optimizer.state[net[3].weight]["exp_avg_sq"]
+    now = optimizer.state[net.get_parameter("3.weight")]["exp_avg_sq"]
     assert th.allclose(now[:, 6:12], (before[:, :6] + before[:, 12:]) / 2)
 
 
@@ -189,20 +189,21 @@ def test_a_recycled_unit_has_no_say() -> None:
     recycle_units(net, layer, SECOND, rows_of(layer, net))
     before = net(inputs)
     with th.no_grad():
-        net[0].weight[1] = 100
+        net.get_parameter("0.weight")[1] = 100
     assert th.equal(net(inputs), before)
 
 
 def test_gains_start_afresh_too() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.ReLU(), nn.Linear(3, 1))
     with th.no_grad():
-        net[1].weight.fill_(3)
-        net[1].bias.fill_(4)
+        net.get_parameter("1.weight").fill_(3)
+        net.get_parameter("1.bias").fill_(4)
     layer = first_layer(net, INPUT.float())
     fresh = {"0.weight": th.ones(1, 2), "0.bias": th.ones(1), "1.weight": th.ones(1), "1.bias": th.zeros(1)}
     recycle_units(net, layer, SECOND, fresh)
-    assert net[1].weight.tolist() == [3, 1, 3] and net[1].bias.tolist() == [4, 0, 4]
-    assert net[0].bias[1] == 0
+    now = dict(net.named_parameters())
+    assert now["1.weight"].tolist() == [3, 1, 3] and now["1.bias"].tolist() == [4, 0, 4]
+    assert now["0.bias"][1] == 0
 
 
 def test_nobody_chosen_changes_nothing() -> None:

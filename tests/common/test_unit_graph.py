@@ -35,7 +35,8 @@ class Net(nn.Module):
             setattr(self, name, layer)
 
     def forward(self, *inputs: th.Tensor) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
-        return self.run(self, *inputs)
+        result: th.Tensor | tuple[th.Tensor, th.Tensor] = self.run(self, *inputs)
+        return result
 
 
 def test_linear_layers() -> None:
@@ -78,7 +79,7 @@ def test_a_flattened_channels_last_layout_strides() -> None:
 
 
 def test_a_shared_layer_has_two_consumers_and_a_critic_reads_the_action_last() -> None:
-    def forward(n: Net, x: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def forward(n: Any, x: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         h = th.tanh(n.a(x))
         return n.b(h), n.c(th.cat([h, action], dim=1))
 
@@ -111,11 +112,12 @@ def test_gated_by_hand_is_elementwise() -> None:
 
 
 def test_without_gradients_units_are_followed_too() -> None:
-    def forward(n: Net, x: th.Tensor) -> th.Tensor:
+    def forward(n: Any, x: th.Tensor) -> th.Tensor:
         with th.no_grad():
             h = th.relu(n.a(x))
         th.zeros_like(h)
-        return n.b(h) + n.c(th.relu(n.a(x)))
+        result: th.Tensor = n.b(h) + n.c(th.relu(n.a(x)))
+        return result
 
     graph = trace(Net(forward, a=nn.Linear(2, 3), b=nn.Linear(3, 1), c=nn.Linear(3, 1)), th.ones(1, 2))
     assert set(consumers(graph.hidden["a"])) == {"b", "c"}
@@ -162,12 +164,13 @@ class Twice(th.autograd.Function):
 
 
 def test_layers_that_are_read_in_whatever_way() -> None:
-    def forward(n: Net, x: th.Tensor) -> th.Tensor:
-        h = Twice.apply(n.a(x))
+    def forward(n: Any, x: th.Tensor) -> th.Tensor:
+        h = Twice.apply(n.a(x))  # type: ignore[no-untyped-call]
         h, _ = n.lstm((h + F.relu_(n.b(h)) @ n.b.weight)[None])
         with th.no_grad():
             n.alone(x)
-        return n.c(h[0])
+        result: th.Tensor = n.c(h[0])
+        return result
 
     layers: dict[str, Any] = dict(
         a=nn.Linear(2, 3), b=nn.Linear(3, 3), lstm=nn.LSTM(3, 4), alone=nn.Linear(2, 2), c=nn.Linear(4, 1)
@@ -175,7 +178,7 @@ def test_layers_that_are_read_in_whatever_way() -> None:
     net = Net(forward, **layers)
     assert read_layers(net, lambda: net(th.ones(1, 2))) == {"a", "b", "lstm"}
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in net.modules())
-    assert read_layers(net.c, lambda: net.c(th.ones(1, 4))) == set()
+    assert read_layers(last := net.get_submodule("c"), lambda: last(th.ones(1, 4))) == set()
 
 
 def test_frozen_layers_have_no_units() -> None:
@@ -192,7 +195,7 @@ def test_a_critic_that_extracts_features_without_gradients() -> None:
     observation = th.zeros(1, 1, 36, 36)
     with trace_units(policy) as graph:
         policy.actor.get_action_dist_params(observation)
-        policy.critic(observation, th.zeros(1, *model.action_space.shape))
+        policy.critic(observation, th.zeros(1, *(model.action_space.shape or ())))
     extractor = graph.hidden["actor.features_extractor.linear.0"]
     assert set(consumers(extractor)) == {"actor.latent_pi.0", "critic.qf0.0", "critic.qf1.0"}
     assert consumers(extractor)["critic.qf1.0"] == [[i] for i in range(512)]

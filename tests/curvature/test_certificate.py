@@ -1,6 +1,7 @@
 """Bounds on numbers of eigenvalues: what the quadrature leaves open, and what the start vector does."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ def test_masses_hold_for_the_draws_own_measure(seed: int, steps: int) -> None:
     measure, draw = draw_of(eigenvalues, steps, seed)
     points = np.concatenate([-np.logspace(-4, 1, 20), np.logspace(-4, 1.2, 20), draw.nodes[draw.nodes != 0]])
     points = points[np.abs(points[:, None] - eigenvalues).min(1) > 1e-9]
+    assert draw.residuals is not None
     open_ = draw.residuals > 0  # all but the node of the zero rows
     weaker = Draw(draw.nodes[open_], draw.weights[open_], None, draw.dim).masses_below(points)
     for point, (low, high), (weak_low, weak_high) in zip(points, draw.masses_below(points), weaker, strict=True):
@@ -49,6 +51,7 @@ def test_masses_are_as_sharp_as_linear_programming_finds() -> None:
     # Any measure on a fine grid with the same nine moments, with the most or the least mass below a point.
     eigenvalues = np.linspace(-1, 1, 50) ** 3 + 0.01
     _, draw = draw_of(eigenvalues, 4, seed=0)
+    assert draw.residuals is not None
     grid = np.linspace(-1.6, 1.6, 3201)
     diagonal, vector = np.diag(eigenvalues), draw_of(eigenvalues, 4, seed=0)[0]
     moments = np.polynomial.chebyshev.chebvander(np.diag(diagonal) / 1.6, 8).T @ vector
@@ -70,6 +73,7 @@ def test_outer_eigenvalues_are_counted() -> None:
         assert outside([draw], -8.0, 8.0, 1e-12) == (5.0, 5.0, 5.0)
         assert outside([draw], -8.0, math.inf, 1e-12) == (2.0, 2.0, 2.0)
         # Their start weights, which differ from draw to draw, are out of the estimate of the trace.
+        assert draw.residuals is not None
         counted = Spectrum(draw.nodes[None], draw.weights[None], 400, residuals=draw.residuals[None])
         plain = Spectrum(draw.nodes[None], draw.weights[None], 400)
         assert abs(counted.trace - eigenvalues.sum()) < 3.5 * counted.trace.standard_error
@@ -98,7 +102,7 @@ def test_zero_rows_are_known() -> None:
     assert found.exact and found.nodes.tolist() == [0.0] and found.weights.tolist() == [1.0]
 
 
-CASES = {
+CASES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "bulk and outliers": lambda rng: np.concatenate([rng.normal(size=300) * 0.1, rng.uniform(1, 30, 20)]),
     "zeros": lambda rng: np.concatenate([rng.normal(size=100) * 1e-9, 10 ** rng.uniform(-3, 2, 150)]),
     "both signs": lambda rng: rng.standard_t(2, size=300),
@@ -125,7 +129,7 @@ def test_coverage_on_diagonal_matrices(name: str, draws: int) -> None:
 
 def test_without_residuals_nothing_is_counted() -> None:
     # 70% of the weight in one node at 0.004: below 0.004 it counts, above it does not.
-    spectrum = Spectrum([[-2.0, 0.004, 1.0, 5.0]], [[0.1, 0.7, 0.15, 0.05]], dim=1000)
+    spectrum = Spectrum(np.array([[-2.0, 0.004, 1.0, 5.0]]), np.array([[0.1, 0.7, 0.15, 0.05]]), dim=1000)
     rank = spectrum.epsilon_rank(0.003)
     assert rank == pytest.approx(1.0) and rank.low <= 0.2 and rank.high == 1.0
     rank = spectrum.epsilon_rank(0.01)

@@ -17,16 +17,17 @@ LABELS = th.arange(30) % 3
 SIZES = (6, 10, 8, 3)
 
 
-def functional(net: nn.Sequential) -> Callable[..., Any]:
+def functional(net: nn.Module) -> Callable[..., Any]:
     return lambda params, inputs: th.func.functional_call(net, params, (inputs,))
 
 
-def mse(net: nn.Sequential) -> Callable[..., Any]:
+def mse(net: nn.Module) -> Callable[..., Any]:
     return lambda params, batch: F.mse_loss(functional(net)(params, batch[0]), batch[1])
 
 
 def dense(operator: Any, size: int) -> np.ndarray:
-    return (operator @ th.eye(size, dtype=th.float64)).detach().numpy()
+    result: np.ndarray = (operator @ th.eye(size, dtype=th.float64)).detach().numpy()
+    return result
 
 
 def test_hessian_and_ggn_against_curvlinops() -> None:

@@ -19,7 +19,8 @@ def test_against_an_explicit_jacobian(net: nn.Sequential, shape: tuple[int, ...]
     inputs = randn(*shape, seed=1)
 
     def output_fn(params: dict[str, th.Tensor], inputs: th.Tensor) -> th.Tensor:
-        return th.func.functional_call(net, params, (inputs,))
+        result: th.Tensor = th.func.functional_call(net, params, (inputs,))
+        return result
 
     jacobian = dense_jacobian(output_fn, named(net), inputs).flatten(0, 1)
     spectrum = entk_spectrum(output_fn, named(net), inputs)

@@ -67,7 +67,8 @@ class Patches(nn.Module):
     def forward(self, x: th.Tensor) -> th.Tensor:
         x = F.relu(self.first(x), inplace=True)
         x = th.tanh(self.second(x))
-        return self.head(self.third(x).flatten(1))
+        result: th.Tensor = self.head(self.third(x).flatten(1))
+        return result
 
 
 @pytest.mark.parametrize("groups, n_layers, n_others", [(1, 4, 0), (2, 2, 3)])
@@ -147,7 +148,8 @@ def test_batch_normalisation(training: bool) -> None:
     inputs, hessian = randn(6, 3, seed=1), psd(6, 2)
 
     def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
-        return th.func.functional_call(net, params, (x,))
+        result: th.Tensor = th.func.functional_call(net, params, (x,))
+        return result
 
     spectrum = ggn_spectrum(output_fn, named(net), inputs, hessian)
     assert_same_spectrum(spectrum, dense_ggn(output_fn, named(net), inputs, hessian), 1e-10)
@@ -161,7 +163,8 @@ def test_recurrent_network() -> None:
 
     def output_fn(params: dict[str, th.Tensor], x: th.Tensor) -> th.Tensor:
         hidden, _ = th.func.functional_call(lstm, {k[5:]: v for k, v in params.items() if k.startswith("lstm.")}, (x,))
-        return functional(head)({k[5:]: v for k, v in params.items() if k.startswith("head.")}, hidden)
+        result: th.Tensor = functional(head)({k[5:]: v for k, v in params.items() if k.startswith("head.")}, hidden)
+        return result
 
     # One sequence of five steps: the later outputs depend on the earlier inputs.
     inputs, hessian = randn(5, 3, seed=1), psd(5, 2)
@@ -236,7 +239,7 @@ def test_zero_curvature() -> None:
 
 def test_leaves_no_trace() -> None:
     net = mlp(3, 4, 2)
-    params = dict(net.named_parameters())
+    params: dict[str, th.Tensor] = dict(net.named_parameters())
     state = th.get_rng_state()
     inputs = randn(5, 3)
     with th.no_grad():

@@ -18,7 +18,8 @@ BATCH = (randn(20, 5, seed=1), randn(20, 3, seed=2))
 
 
 def mse(params: dict[str, th.Tensor], batch: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
-    return (th.func.functional_call(NET, params, (batch[0],)) - batch[1]).square().mean()
+    result: th.Tensor = (th.func.functional_call(NET, params, (batch[0],)) - batch[1]).square().mean()
+    return result
 
 
 def quadratic(params: dict[str, th.Tensor], matrix: th.Tensor) -> th.Tensor:
@@ -55,7 +56,7 @@ def test_convolutional_network() -> None:
 def test_float32_model_in_float64(dtype: th.dtype | None, tolerance: float) -> None:
     params = {name: value.float() for name, value in named(NET).items()}
     batch = tuple(part.float() for part in BATCH)
-    seen = set()
+    seen: set[th.dtype] = set()
 
     def loss_fn(params: dict[str, th.Tensor], batch: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
         seen.update(value.dtype for value in (*params.values(), *batch))
@@ -63,7 +64,7 @@ def test_float32_model_in_float64(dtype: th.dtype | None, tolerance: float) -> N
 
     spectrum = hessian_spectrum(loss_fn, params, batch, steps=500, dtype=dtype)
     assert seen == {dtype or th.float32}
-    exact = dense_hessian(mse, {k: v.double() for k, v in params.items()}, tuple(part.double() for part in batch))
+    exact = dense_hessian(mse, {k: v.double() for k, v in params.items()}, (batch[0].double(), batch[1].double()))
     assert_same_spectrum(spectrum, exact, tolerance)
     assert all(value.dtype == th.float32 and value.grad is None for value in params.values())
 
@@ -139,7 +140,7 @@ def test_multiples_of_the_identity_and_zero() -> None:
     spectrum = spectrum_of(3 * th.eye(12, dtype=th.float64), steps=5)
     np.testing.assert_allclose(spectrum.nodes, 3, rtol=1e-14)
     zero = spectrum_of(th.zeros(12, 12, dtype=th.float64), steps=5)
-    assert not zero.nodes.any() and zero.effective_rank() == 1 and zero.negative_fraction == 0
+    assert not zero.nodes.any() and float(zero.effective_rank()) == 1 and float(zero.negative_fraction) == 0
 
 
 def test_epsilon_rank_of_a_known_spectrum_below_any_grid() -> None:
@@ -162,7 +163,8 @@ def smoothed(
 ) -> np.ndarray:
     points = np.linspace(*support, 4001)
     kernel = np.exp(-0.5 * ((grid[:, None] - points) / bandwidth) ** 2) / (bandwidth * np.sqrt(2 * np.pi))
-    return np.trapezoid(kernel * density(points), points, axis=1)
+    result: np.ndarray = np.trapezoid(kernel * density(points), points, axis=1)
+    return result
 
 
 def test_wishart_follows_marchenko_pastur() -> None:
@@ -206,7 +208,8 @@ def test_lstm_by_double_backward() -> None:
     inputs = randn(2, 5, 3, dtype=th.float32)
 
     def loss_fn(params: dict[str, th.Tensor], batch: th.Tensor) -> th.Tensor:
-        return th.func.functional_call(net, params, (batch,))[0].square().mean()
+        result: th.Tensor = th.func.functional_call(net, params, (batch,))[0].square().mean()
+        return result
 
     matrix = dense_hessian(loss_fn, {k: v.double() for k, v in params.items()}, inputs.double())
     spectrum = hessian_spectrum(loss_fn, params, inputs, steps=40)
@@ -225,7 +228,7 @@ def test_hessian_vector_product() -> None:
 
 
 def test_unused_and_linear_parameters_have_zero_curvature() -> None:
-    def loss_fn(params: dict[str, th.Tensor], _) -> th.Tensor:
+    def loss_fn(params: dict[str, th.Tensor], _: Any) -> th.Tensor:
         return params["square"].square().sum() + 3 * params["linear"].sum()
 
     params = {"square": randn(3), "linear": randn(4), "unused": randn(2)}
@@ -243,13 +246,13 @@ def test_reproducible_and_leaves_no_trace() -> None:
     th.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
     random.seed(5)
-    states = th.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    states = th.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist(), random.getstate()  # noqa: NPY002
     with th.no_grad():  # a callback may well run under it
         first = hessian_spectrum(mse, params, BATCH, steps=10, draws=2, seed=1)
     second = hessian_spectrum(mse, params, BATCH, steps=10, draws=2, seed=1)
     other = hessian_spectrum(mse, params, BATCH, steps=10, draws=2, seed=2)
     assert th.equal(states[0], th.get_rng_state())
-    assert states[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert states[1] == np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
     assert states[2] == random.getstate()
     np.testing.assert_array_equal(first.nodes, second.nodes)
     assert not np.array_equal(first.nodes, other.nodes)

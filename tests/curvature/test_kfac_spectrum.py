@@ -23,7 +23,7 @@ from torch import nn
 from sb3_plasticity.curvature import ggn_spectrum, kfac_spectrum
 
 
-def functional(net: nn.Sequential) -> Callable[..., Any]:
+def functional(net: nn.Module) -> Callable[..., Any]:
     return lambda params, inputs: th.func.functional_call(net, params, (inputs,))
 
 
@@ -31,9 +31,9 @@ def test_equation_one_by_hand() -> None:
     # Forward and backward through two layers, written out; the bias is the weight of an input that is always 1.
     net = mlp(3, 4, 2)
     inputs, hessian = randn(6, 3, seed=1), psd(6, 2)
-    hidden = th.tanh(net[0](inputs)).detach()
+    hidden = th.tanh(net.get_submodule("0")(inputs)).detach()
     grads_out = th.eye(2, dtype=th.float64).expand(6, 2, 2)  # (N, C, d_out)
-    grads_hidden = th.einsum("oh,nh->noh", net[2].weight.detach(), 1 - hidden**2)
+    grads_hidden = th.einsum("oh,nh->noh", net.get_parameter("2.weight").detach(), 1 - hidden**2)
     values = []
     for a, g in ((inputs, grads_hidden), (hidden, grads_out)):
         a = th.cat([a, th.ones(6, 1, dtype=th.float64)], 1)

@@ -11,7 +11,7 @@ from torch import nn
 from sb3_plasticity.curvature.linear_map import record
 
 
-def double_backward(net: nn.Sequential, inputs: th.Tensor) -> tuple[Callable[..., Any], list[th.Tensor]]:
+def double_backward(net: nn.Module, inputs: th.Tensor) -> tuple[Callable[..., Any], list[th.Tensor]]:
     params = {name: value.requires_grad_() for name, value in named(net).items()}
     loss = th.func.functional_call(net, params, (inputs,)).square().mean()
     grads = th.autograd.grad(loss, list(params.values()), create_graph=True)
@@ -59,10 +59,10 @@ def test_products_of_slices_and_transposes() -> None:
 def test_what_cannot_be_recorded_is_left_alone() -> None:
     example = [randn(4)]
 
-    def in_place(a: th.Tensor) -> None:
+    def in_place(a: th.Tensor) -> tuple[th.Tensor]:
         return (a.clone().mul_(2),)
 
-    def depends_on_its_example(a: th.Tensor) -> None:
+    def depends_on_its_example(a: th.Tensor) -> tuple[th.Tensor]:
         return (a * float(a.sum()),)
 
     assert record(in_place, example) is in_place
