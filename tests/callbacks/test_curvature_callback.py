@@ -11,10 +11,10 @@ import pytest
 import torch as th
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -27,10 +27,10 @@ from sb3_plasticity.curvature import loggable
 SMALL: dict[str, Any] = dict(n_steps=64, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
 
 
-class Tasks(gym.Wrapper):
+class Tasks(gym.Wrapper[Any, Any, Any, Any]):
     """Pendulum, or another environment, whose task changes every ``period`` steps."""
 
-    def __init__(self, period: int = 96, env: str = "Pendulum-v1") -> None:
+    def __init__(self, period: int = 96, env: str | gym.Env[Any, Any] = "Pendulum-v1") -> None:
         super().__init__(gym.make(env) if isinstance(env, str) else env)
         self.period, self.count = period, 0
 
@@ -44,20 +44,21 @@ class Tasks(gym.Wrapper):
 def learn(
     callback: Any,
     steps: int,
-    algorithm: type[BaseAlgorithm] = PPO,
+    algorithm: type[OnPolicyAlgorithm] = PPO,
     env: Any = None,
     policy: str = "MlpPolicy",
     **arguments: Any,
-) -> BaseAlgorithm:
+) -> OnPolicyAlgorithm:
     model = algorithm(policy, env if env is not None else Tasks(), **(SMALL | arguments))
     return model.learn(steps, callback=callback)
 
 
 def curvature(tmp_path: Path, **arguments: Any) -> CurvatureCallback:
-    return CurvatureCallback(**(dict(save_dir=tmp_path, n_samples=16, lanczos_steps=5, kinds=("ggn",)) | arguments))
+    settings: dict[str, Any] = dict(save_dir=tmp_path, n_samples=16, lanczos_steps=5, kinds=("ggn",))
+    return CurvatureCallback(**(settings | arguments))
 
 
-def image_env():
+def image_env() -> gym.Env[Any, Any]:
     env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=True)
     env.observation_space.seed(0)
     return Tasks(96, env)
@@ -81,8 +82,8 @@ LSTM = dict(policy_kwargs=dict(net_arch=[4], lstm_hidden_size=5))
 )
 def test_training_is_bit_identical_with_and_without(
     tmp_path: Path,
-    algorithm: type[BaseAlgorithm],
-    env: type[Tasks] | Callable[..., Any],
+    algorithm: type[OnPolicyAlgorithm],
+    env: Callable[[], Any],
     policy: str,
     arguments: dict[str, Any],
 ) -> None:
@@ -94,7 +95,7 @@ def test_training_is_bit_identical_with_and_without(
             (
                 model.policy.state_dict(),
                 model.policy.optimizer.state_dict(),
-                np.random.get_state()[1],  # noqa: NPY002
+                np.random.get_state(legacy=False)["state"]["key"],  # noqa: NPY002
                 th.get_rng_state(),
             )
         )
@@ -129,10 +130,11 @@ def test_measures_at_the_first_rollout_of_each_task(tmp_path: Path) -> None:
 
 def test_the_spectra_are_of_the_old_weights_on_the_new_tasks_transitions(tmp_path: Path) -> None:
     """Repeat a measurement by hand: the weights before the update, rows of the new task only."""
-    seen = {}
+    seen: dict[str, Any] = {}
 
     class Spy(CurvatureCallback):
         def _on_rollout_end(self) -> None:
+            assert isinstance(self.model, OnPolicyAlgorithm)
             buffer = self.model.rollout_buffer
             if self.num_timesteps == 128:
                 seen["state"] = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
@@ -142,7 +144,7 @@ def test_the_spectra_are_of_the_old_weights_on_the_new_tasks_transitions(tmp_pat
     model = learn(Spy(save_dir=tmp_path, n_samples=32, kinds=("ggn",), networks=("value",)), 128)
     model.policy.load_state_dict(seen["state"])
     observations = th.as_tensor(seen["observations"])
-    params = {name: value for name, value in model.policy.named_parameters() if "value" in name}
+    params: dict[str, th.Tensor] = {name: value for name, value in model.policy.named_parameters() if "value" in name}
 
     def values(params: dict[str, th.Tensor], observations: th.Tensor) -> th.Tensor:
         hidden = th.tanh(
@@ -160,7 +162,7 @@ def test_the_spectra_are_of_the_old_weights_on_the_new_tasks_transitions(tmp_pat
 
 def test_too_few_transitions_wait_for_more_with_their_weights(tmp_path: Path) -> None:
     """Task 1 starts 4 transitions before the rollout ends: its weights wait for 12 more."""
-    kept = {}
+    kept: dict[str, Any] = {}
 
     class Spy(CurvatureCallback):
         def _measure(self, measurement: Measurement) -> None:
@@ -178,6 +180,7 @@ def test_too_few_transitions_wait_for_more_with_their_weights(tmp_path: Path) ->
     assert (measurement.step, kept["at"]) == (64, 128)
     assert [len(part.advantages) for part in measurement.parts] == [4, 12]
     assert measurement.share == 4 / 64
+    assert measurement.state is not None
     assert all(th.equal(measurement.state[name], value) for name, value in kept["state"].items())
     table = load_spectra(tmp_path)
     row = table[(table.task_index == 1) & (table.phase == "start") & (table.network == "policy")].iloc[0]
@@ -260,8 +263,8 @@ def test_tensorboard(tmp_path: Path) -> None:
             rows = table[(table.network == network) & (table.kind == kind) & (table.phase == "start")]
             assert list(rows.step) == [64, 128, 256]
             # What is not resolved is written as its interval; each at its own step, whatever log_interval is.
-            written = {}
-            for row in rows.itertuples():
+            written: dict[str, list[tuple[int, float]]] = {}
+            for _, row in rows.iterrows():
                 for name, value in loggable(row.spectrum.measures()).items():
                     written.setdefault(name, []).append((row.step, value))
             assert kind == "hessian" or not any(name.endswith("_low") for name in written)
@@ -288,7 +291,7 @@ def test_a_chart_has_at_most_six_series(tmp_path: Path, kinds: tuple[str, str]) 
     events = EventAccumulator(str(tmp_path / "PPO_1")).Reload()
     tags = events.Tags()["scalars"]
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
-    drawn = {}
+    drawn: dict[str, list[str]] = {}
     for category in layout.category:
         for chart in category.chart:
             found = [tag for pattern in chart.multiline.tag for tag in tags if re.match(pattern, tag)]
@@ -379,6 +382,7 @@ def test_a_network_that_the_algorithm_does_not_have() -> None:
 def test_nan_names_the_step_and_the_term(tmp_path: Path) -> None:
     class Poison(CurvatureCallback):
         def _on_rollout_end(self) -> None:
+            assert isinstance(self.model, OnPolicyAlgorithm)
             self.model.rollout_buffer.returns[:] = np.nan
             super()._on_rollout_end()
 

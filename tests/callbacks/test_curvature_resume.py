@@ -95,7 +95,7 @@ def run(
     tmp_path: Path,
     kills: list[tuple[int, str]],
     n_samples: int = 16,
-    checkpoints: type[SaveBetweenRollouts] | Callable[..., Any] = SaveBetweenRollouts,
+    checkpoints: Callable[[Path], BaseCallback] = SaveBetweenRollouts,
     lag: int = 0,
 ) -> list[tuple[int, int, str, str]]:
     """Train PPO to the end through kills; each attempt has its own callback."""

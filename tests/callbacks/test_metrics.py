@@ -31,7 +31,7 @@ from sb3_plasticity.callbacks.metrics import (
 )
 
 
-def value(name: str, view: Any) -> th.Tensor | float:
+def value(name: str, view: Any) -> Any:
     return METRICS[name].function(view)
 
 
@@ -102,8 +102,9 @@ class TestRefit:
 
     def test_the_agents_settings_count_and_not_its_state(self) -> None:
         problem = self.problem(th.optim.Adam, lr=0.5)
+        assert problem.optimizer is not None
         problem.optimizer.state[problem.params["w"]] = {"step": th.tensor(5.0)}
-        assert refit_loss(problem, 200) < 1e-3
+        assert (loss := refit_loss(problem, 200)) is not None and loss < 1e-3
         assert refit_loss(self.problem(th.optim.AdamW, lr=1e-9), 50) == pytest.approx(refit_loss(self.problem(lr=0.0)))
 
     def test_a_network_that_sees_nothing_does_not_learn(self) -> None:
@@ -135,7 +136,8 @@ def test_dormant_units_of_an_extractor_and_twin_critics() -> None:
 
     class ByHand(PlasticityCallback):
         def _on_rollout_end(self) -> None:
-            critic = self.model.critic
+            model: Any = self.model
+            critic = model.critic
             with th.no_grad():
                 for network, biases in zip(critic.q_networks, ([1.0, -1.0], [1.0, 1.0]), strict=True):
                     network[0].weight.zero_()
@@ -197,4 +199,4 @@ class TestList:
     )
     def test_mistakes_in_a_metric(self, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            Metric(**(dict(name="a", of="units", function=len) | arguments))
+            Metric(**{"name": "a", "of": "units", "function": len, **arguments})

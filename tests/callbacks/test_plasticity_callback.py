@@ -4,7 +4,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -13,10 +13,10 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -32,16 +32,16 @@ LSTM: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[4], lstm_hidden_size=5)
 PI, VF = "mlp_extractor.policy_net", "mlp_extractor.value_net"
 
 
-class Masked(gym.Wrapper):
+class Masked(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self) -> None:
         super().__init__(gym.make("CartPole-v1"))
         self.count = 0
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         self.count += 1
         return super().step(action)
 
-    def action_masks(self):
+    def action_masks(self) -> np.ndarray:
         return np.array([True, self.count % 2 == 0])
 
 
@@ -60,11 +60,11 @@ def dict_env() -> SimpleMultiObsEnv:
 def learn(
     callback: Any,
     steps: int,
-    algorithm: type[BaseAlgorithm] = PPO,
+    algorithm: type[OnPolicyAlgorithm] = PPO,
     env: Any = "Pendulum-v1",
     policy: str = "MlpPolicy",
     **arguments: Any,
-) -> BaseAlgorithm:
+) -> OnPolicyAlgorithm:
     model = algorithm(policy, env, **(SMALL | arguments))
     return model.learn(steps, callback=callback)
 
@@ -74,16 +74,17 @@ class Spy(PlasticityCallback):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**(dict(every=1, n_samples=64) | arguments))
-        self.seen = []
+        self.seen: list[tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]] = []
 
     def _on_rollout_end(self) -> None:
         state = {name: value.clone().double().numpy() for name, value in self.model.policy.state_dict().items()}
+        assert isinstance(self.model, OnPolicyAlgorithm)
         observations = self.model.rollout_buffer.observations.copy()
         super()._on_rollout_end()
         self.seen.append((state, observations, self.measures))
 
 
-CASES = dict(
+CASES: dict[str, tuple[type[OnPolicyAlgorithm], Callable[[], Any], str, dict[str, Any]]] = dict(
     ppo=(PPO, lambda: "Pendulum-v1", "MlpPolicy", {}),
     ppo_l2er=(PPO_L2ER, lambda: "Pendulum-v1", "MlpPolicy", {}),
     gsde=(PPO, lambda: "Pendulum-v1", "MlpPolicy", dict(use_sde=True, sde_sample_freq=4)),
@@ -103,7 +104,7 @@ def test_training_is_bit_identical_with_and_without(case: str) -> None:
     results = []
     for used in (None, callback):
         model = learn(used, 130 if algorithm is A2C else 192, algorithm, env(), policy, **arguments)
-        generators = np.random.get_state()[1], th.get_rng_state(), random.getstate()  # noqa: NPY002
+        generators = np.random.get_state(legacy=False)["state"]["key"], th.get_rng_state(), random.getstate()  # noqa: NPY002
         results.append((model.policy.state_dict(), str(model.policy.optimizer.state_dict()), generators))
         assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.policy.modules())
     (plain, optimizer, generators), (watched, watched_optimizer, watched_generators) = results
@@ -167,17 +168,18 @@ class TestMeasures:
         assert at_first["policy/weight_change"] == at_first["value/weight_change_from_start"] == 0
 
         def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray], *names: str) -> float:
-            return np.sqrt(sum(((a[name] - b[name]) ** 2).sum() for name in names))
+            result: float = np.sqrt(sum(((a[name] - b[name]) ** 2).sum() for name in names))
+            return result
 
         names = f"{PI}.0.weight", f"{PI}.0.bias"
         assert at_third[f"policy/{PI}.0/weight_change"] == pytest.approx(distance(third, second, *names))
         assert at_third[f"policy/{PI}.0/weight_change_from_start"] == pytest.approx(distance(third, first, *names))
-        names = *names, "action_net.weight", "action_net.bias", "log_std"
-        assert at_third["policy/weight_change"] == pytest.approx(distance(third, second, *names))
+        trained = *names, "action_net.weight", "action_net.bias", "log_std"
+        assert at_third["policy/weight_change"] == pytest.approx(distance(third, second, *trained))
         assert at_third["policy/log_std/weight_change_from_start"] == pytest.approx(distance(third, first, "log_std"))
 
     @pytest.mark.parametrize("algorithm", [PPO, A2C, MaskablePPO])
-    def test_the_gradient_is_the_one_the_algorithm_descends(self, algorithm: type[BaseAlgorithm]) -> None:
+    def test_the_gradient_is_the_one_the_algorithm_descends(self, algorithm: type[OnPolicyAlgorithm]) -> None:
         """One plain gradient step on the whole rollout moves each layer by learning rate x gradient norm."""
         arguments: dict[str, Any] = dict(learning_rate=0.1, max_grad_norm=1e9, ent_coef=0.01)
         arguments |= dict(use_rms_prop=False) if algorithm is A2C else dict(n_epochs=1, batch_size=64)
@@ -204,7 +206,7 @@ class TestMeasures:
         class Kill(PlasticityCallback):
             def _on_rollout_end(self) -> None:
                 with th.no_grad():
-                    self.model.policy.mlp_extractor.policy_net[0].bias[:2] = -1e3
+                    self.model.policy.get_parameter(f"{PI}.0.bias")[:2] = -1e3
                 super()._on_rollout_end()
 
         callback = Kill(n_samples=64)
@@ -228,9 +230,9 @@ class TestMeasures:
 
 def record_all(model: PPO) -> dict[str, Any]:
     """Collect what is recorded under any name, whether or not it is dumped."""
-    records = {}
+    records: dict[str, Any] = {}
     model.set_logger(configure(None, []))
-    model.logger.record = lambda key, value, exclude=None: records.__setitem__(key, value)
+    model.logger.record = lambda key, value, exclude=None: records.__setitem__(key, value)  # type: ignore[method-assign]
     return records
 
 
@@ -284,16 +286,16 @@ class TestControl:
     )
     def test_is_built_like_the_networks_of_the_model(
         self,
-        algorithm: type[BaseAlgorithm],
+        algorithm: Callable[..., OnPolicyAlgorithm],
         policy: str,
-        env: Callable[..., Any] | type[Masked],
+        env: Callable[[], Any],
         kwargs: dict[str, Any],
     ) -> None:
         model = algorithm(policy, env(), n_steps=64, device="cpu", policy_kwargs=kwargs)
-        states = th.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+        states = th.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]  # noqa: NPY002
         fresh, again = fresh_policy(model, 7), fresh_policy(model, 7)
         assert th.equal(th.get_rng_state(), states[0])
-        assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+        assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], states[1])  # noqa: NPY002
         th.manual_seed(7)
         expected = algorithm(policy, env(), n_steps=64, device="cpu", policy_kwargs=kwargs).policy
         assert str(fresh) == str(model.policy)
@@ -305,11 +307,11 @@ class TestLayers:
     def layers(
         self,
         measure: str,
-        algorithm: type[BaseAlgorithm] = PPO,
+        algorithm: type[OnPolicyAlgorithm] = PPO,
         env: Any = "Pendulum-v1",
         policy: str = "MlpPolicy",
         **arguments: Any,
-    ) -> list[tuple[str, str]]:
+    ) -> list[tuple[str, ...]]:
         spy = Spy(control=False)
         learn(spy, 64, algorithm, env, policy, **arguments)
         pattern = re.compile(rf"(policy|value)/(.+)/{measure}")
@@ -358,13 +360,18 @@ class TestLayers:
 class TestWhen:
     def steps(
         self, monkeypatch: pytest.MonkeyPatch, callback: PlasticityCallback | Spy, total: int, **arguments: Any
-    ) -> tuple[PPO, list[int]]:
-        steps = []
+    ) -> tuple[OnPolicyAlgorithm, list[int]]:
+        steps: list[int] = []
         original = PlasticityCallback._measure
+
+        def measure(self: PlasticityCallback, samples: Any) -> None:
+            steps.append(self.num_timesteps)
+            original(self, samples)
+
         monkeypatch.setattr(
             PlasticityCallback,
             "_measure",
-            lambda self, samples: (steps.append(self.num_timesteps), original(self, samples)),
+            measure,
         )
         return learn(callback, total, **arguments), steps
 
@@ -408,10 +415,8 @@ class TestLogs:
     @pytest.mark.parametrize("reverse", [False, True])
     def test_the_charts_of_all_callbacks_survive(self, tmp_path: Path, reverse: bool) -> None:
         model = PPO("MlpPolicy", "Pendulum-v1", tensorboard_log=str(tmp_path), **SMALL)
-        callbacks = [
-            CurvatureCallback(n_samples=16, kinds=("ggn",), save_dir=tmp_path),
-            PlasticityCallback(n_samples=64),
-        ]
+        plasticity = PlasticityCallback(n_samples=64)
+        callbacks = [CurvatureCallback(n_samples=16, kinds=("ggn",), save_dir=tmp_path), plasticity]
         model.learn(64, callback=callbacks[::-1] if reverse else callbacks)
         events = EventAccumulator(str(tmp_path / "PPO_1"))
         events.Reload()
@@ -429,7 +434,7 @@ class TestLogs:
                     tag for pattern in chart.multiline.tag for tag in tags if re.match(pattern, tag)
                 ]
         assert all(shown.values())  # no chart is empty
-        metrics = {metric.name.replace("_", " ") for metric in callbacks[1].metrics}
+        metrics = {metric.name.replace("_", " ") for metric in plasticity.metrics}
         titles = {title for category, title in shown if category == "Overview"}
         assert titles - metrics == {"epsilon-rank at 0.01 of the curvature"}
         # Units of a tanh saturate, they do not die; Pendulum has no tasks.
@@ -491,6 +496,7 @@ class TestBadInput:
     def test_nan_names_the_step_and_the_term(self, field: str, term: str) -> None:
         class Poison(PlasticityCallback):
             def _on_rollout_end(self) -> None:
+                assert isinstance(self.model, OnPolicyAlgorithm)
                 getattr(self.model.rollout_buffer, field)[3] = np.nan
                 super()._on_rollout_end()
 
@@ -501,7 +507,7 @@ class TestBadInput:
         class Poison(PlasticityCallback):
             def _on_rollout_end(self) -> None:
                 with th.no_grad():
-                    self.model.policy.value_net.bias[0] = np.inf
+                    self.model.policy.get_parameter("value_net.bias")[0] = np.inf
                 super()._on_rollout_end()
 
         with pytest.raises(
@@ -514,7 +520,7 @@ class TestBadInput:
 
         class Inflate(PlasticityCallback):
             def _on_rollout_end(self) -> None:
-                weight = self.model.policy.mlp_extractor.value_net[0].weight
+                weight = self.model.policy.get_parameter(f"{VF}.0.weight")
                 kept = weight.detach().clone()
                 with th.no_grad():
                     weight[:] = 3e38

@@ -8,17 +8,18 @@ from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 from sb3_plasticity.envs import BatchedRobot, NonStationaryMixin, register_nonstationary
 
 
-class DriftingPendulumEnv(NonStationaryMixin, InvertedPendulumEnv):
+class DriftingPendulumEnv(NonStationaryMixin, InvertedPendulumEnv):  # type: ignore[misc]
     """``InvertedPendulum-v5`` under a gravity that changes."""
 
     default_parameter = "gravity"
 
 
-class BatchedPendulum(BatchedRobot):
+class BatchedPendulum(BatchedRobot):  # type: ignore[misc]
     """Formulas of ``InvertedPendulum-v5`` for many simulations."""
 
     def position(self) -> np.ndarray:
-        return self.qpos[:, :1].copy()
+        result: np.ndarray = self.qpos[:, :1].copy()
+        return result
 
     def outcome(self, before: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         observations = self.observe()
@@ -26,7 +27,7 @@ class BatchedPendulum(BatchedRobot):
         alive = (~terminated).astype(int)
         return alive.astype(float), terminated, {"reward_survive": alive}
 
-    def reset_info(self, ids: range | list[int] = slice(None)) -> dict[str, Any]:
+    def reset_info(self, ids: Any = slice(None)) -> dict[str, Any]:
         return {}
 
 

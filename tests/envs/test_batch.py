@@ -25,7 +25,7 @@ ROBOTS = [f"Slippery{name}-v0" for name in ("Ant", "HalfCheetah", "Hopper", "Wal
 CYCLE: dict[str, Any] = {"kind": "cyclic", "values": [0.3, 2.3, 1.1], "period": 37}
 
 
-def pair(env_id: str, n_envs: int = 3, seed: int = 3, **keywords: Any) -> list[VecEnv]:
+def pair(env_id: str, n_envs: int = 3, seed: int = 3, **keywords: Any) -> list[Any]:
     """The same environments in a DummyVecEnv and in a batch."""
     return [make_nonstationary_vec_env(env_id, n_envs, seed, backend, keywords) for backend in ("dummy", "batch")]
 
@@ -40,7 +40,7 @@ def assert_same_info(one: dict[str, Any], other: dict[str, Any]) -> None:
             np.testing.assert_array_equal(value, other[key], err_msg=key)
 
 
-def assert_same_reset(one: VecEnv, other: MujocoBatchVecEnv) -> None:
+def assert_same_reset(one: Any, other: Any) -> None:
     first, second = one.reset(), other.reset()
     assert first.dtype == second.dtype
     np.testing.assert_array_equal(first, second)
@@ -49,10 +49,11 @@ def assert_same_reset(one: VecEnv, other: MujocoBatchVecEnv) -> None:
 
 
 def assert_same_steps(
-    one: DummyVecEnv, other: MujocoBatchVecEnv, steps: int, dtype: type[float] = np.float32
+    one: Any, other: Any, steps: int, dtype: type[np.floating[Any]] = np.float32
 ) -> list[dict[str, Any]]:
     """Random actions, extreme ones, none and, over time, all of them on each simulation. Returns the ended episodes."""
-    rng, episodes = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    episodes: list[dict[str, Any]] = []
     space = one.action_space
     for step in range(steps):
         actions = rng.uniform(space.low, space.high, (one.num_envs, *space.shape)).astype(dtype)
@@ -93,7 +94,7 @@ def test_bit_equal_for_every_parameter(env_id: str, parameter: str) -> None:
     assert_same_steps(dummy, batch, 120)
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "SlipperyAnt-v0": {"main_body": "aux_1", "healthy_z_range": (0.3, 0.9), "healthy_reward": 2.0},
     "SlipperyHalfCheetah-v0": {"forward_reward_weight": 2.0},
     "SlipperyHopper-v0": {"healthy_state_range": (-5.0, 5.0), "healthy_angle_range": (-1.0, 1.0)},
@@ -328,11 +329,12 @@ def test_training_with_infos_of_episodes_only() -> None:
     env = MujocoBatchVecEnv("SlipperyHopper-v0", 4, seed=0, infos="episode", schedule={**CYCLE, "period": 128})
     model = PPO("MlpPolicy", VecNormalize(env), n_steps=64, batch_size=64, n_epochs=1, device="cpu")
     model.learn(512, callback=TaskSyncCallback(lambda old, new: changes.append((new.index, new.value))))
-    assert changes == [(1, 2.3), (2, 1.1), (3, 0.3)] and len(model.ep_info_buffer) > 3
+    assert changes == [(1, 2.3), (2, 1.1), (3, 0.3)] and len(model.ep_info_buffer or ()) > 3
 
 
 def test_contact_forces_are_refused_or_left_to_a_dummy(caplog: pytest.LogCaptureFixture) -> None:
-    for keywords in ({"include_cfrc_ext_in_observation": True}, {"contact_cost_weight": 5e-4}):
+    refused: list[dict[str, Any]] = [{"include_cfrc_ext_in_observation": True}, {"contact_cost_weight": 5e-4}]
+    for keywords in refused:
         for env_id in ("SlipperyAnt-v0", "SlipperyHumanoid-v0"):
             with pytest.raises(NotBatchableError, match=r"contact forces .* use backend='dummy'"):
                 MujocoBatchVecEnv(env_id, 2, **keywords)

@@ -23,21 +23,20 @@ PARENTS = {
     "SlipperySwimmer-v0": ("Swimmer-v5", 0.1),  # viscosity
 }
 ENV_IDS = tuple(PARENTS)
-CYCLE = {"kind": "cyclic", "values": [0.1, 0.5, 2.0], "period": 10}
+CYCLE: dict[str, Any] = {"kind": "cyclic", "values": [0.1, 0.5, 2.0], "period": 10}
 
 
 def make_parent(env_id: str) -> gym.Env[Any, Any]:
     parent = PARENTS[env_id][0]
     contacts = parent in ("Ant-v5", "Humanoid-v5")
-    return gym.make(
-        parent, **({"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0} if contacts else {})
-    )
+    options: dict[str, Any] = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0} if contacts else {}
+    return gym.make(parent, **options)
 
 
-def rollout(env: gym.Env[Any, Any], steps: int, seed: int = 0) -> list[tuple[Any, ...]]:
+def rollout(env: Any, steps: int, seed: int = 0) -> list[tuple[Any, ...]]:
     """Everything that an env says, with actions from a generator of our own."""
     rng = np.random.default_rng(seed)
-    said = [env.reset(seed=seed)]
+    said: list[tuple[Any, ...]] = [env.reset(seed=seed)]
     for _ in range(steps):
         said.append(env.step(rng.uniform(env.action_space.low, env.action_space.high).astype(np.float32)))
         if said[-1][2] or said[-1][3]:
@@ -75,13 +74,14 @@ def test_constant_at_the_parents_own_friction_is_the_parent(env_id: str) -> None
     env = gym.make(env_id, schedule={"kind": "constant", "value": PARENTS[env_id][1]})
     parent = make_parent(env_id)
     assert env.observation_space == parent.observation_space and env.action_space == parent.action_space
+    assert env.spec is not None and parent.spec is not None
     assert env.spec.max_episode_steps == parent.spec.max_episode_steps
     assert_equal(rollout(env, 300), rollout(parent, 300), but=("task_index", "task_value"))
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_same_seed_same_rollout_and_pickling(env_id: str) -> None:
-    env = gym.make(env_id, schedule=CYCLE)
+    env: Any = gym.make(env_id, schedule=CYCLE)
     first = rollout(env, 60)
     copy = pickle.loads(pickle.dumps(env))  # its clock starts anew
     assert copy.unwrapped.clock.step == 0 and env.unwrapped.clock.step == 60
@@ -116,11 +116,11 @@ def test_parents_info_keys_stay_and_contact_forces_can_be_asked_for() -> None:
 
 
 def test_default_schedules() -> None:
-    schedule = gym.make("SlipperyAnt-v0").unwrapped.schedule
+    schedule = gym.make("SlipperyAnt-v0").get_wrapper_attr("schedule")
     values = [schedule(step).value for step in range(0, 400_000_000, 2_000_000)]
     assert len(set(values)) == 200 and 0.02 <= min(values) < 0.04 and 1 < max(values) <= 2
     assert schedule(1_999_999) == schedule(0) and schedule(2_000_000).index == 1
-    schedule = gym.make("NonStationaryAnt-v0").unwrapped.schedule
+    schedule = gym.make("NonStationaryAnt-v0").get_wrapper_attr("schedule")
     assert schedule(250_000).value == pytest.approx(2.0) and schedule(750_000).value == pytest.approx(0.1)
     assert schedule(999_999).index == 0 and schedule(1_000_000).index == 1
 
@@ -142,7 +142,7 @@ def test_switch_reset_waits_for_the_next_episode() -> None:
 
 
 def test_sync_clock_counts_steps_of_all_environments() -> None:
-    env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
+    env: Any = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
     env.reset(seed=0)
     env.unwrapped.sync_clock(100, 4)
     # this env's steps happen at global steps 100, 104, 108, 112, ...
@@ -152,7 +152,7 @@ def test_sync_clock_counts_steps_of_all_environments() -> None:
 
 
 def test_an_episode_that_has_not_moved_yet_starts_in_the_task_of_the_new_clock() -> None:
-    env = gym.make("SlipperyAnt-v0", schedule=CYCLE)
+    env: Any = gym.make("SlipperyAnt-v0", schedule=CYCLE)
     env.reset(seed=0)
     env.unwrapped.sync_clock(20, 1)  # as a trainer that resumes: it resets first and sets the clock then
     assert indices(env, 3) == [2] * 3
@@ -161,7 +161,7 @@ def test_an_episode_that_has_not_moved_yet_starts_in_the_task_of_the_new_clock()
 
 
 def test_a_seeded_reset_restarts_only_an_envs_own_clock() -> None:
-    env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
+    env: Any = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
     env.reset(seed=0)
     indices(env, 15)
     assert env.reset(seed=0)[1]["task_index"] == 0
@@ -171,7 +171,7 @@ def test_a_seeded_reset_restarts_only_an_envs_own_clock() -> None:
 
 @pytest.mark.parametrize("switch", ["reset", "immediate"])
 def test_set_task_freezes_and_frees(switch: str) -> None:
-    env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch=switch)
+    env: Any = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch=switch)
     env.unwrapped.set_task(4)
     _, info = env.reset(seed=0)
     assert (info["task_index"], info["task_value"]) == (4, 0.5)
@@ -179,7 +179,7 @@ def test_set_task_freezes_and_frees(switch: str) -> None:
     env.unwrapped.set_task(None)
     assert indices(env, 1) == ([4] if switch == "reset" else [1])
     assert env.reset()[1]["task_index"] == 1
-    frozen = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch=switch, task=1)
+    frozen: Any = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch=switch, task=1)
     frozen.reset(seed=0)
     frozen.unwrapped.sync_clock(1000, 1)
     assert indices(frozen, 12) == [1] * 12
@@ -187,7 +187,7 @@ def test_set_task_freezes_and_frees(switch: str) -> None:
 
 def test_info_names_the_task_of_that_very_transition() -> None:
     """Replay each step on a copy with the friction of its info: the physics must agree."""
-    env = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
+    env: Any = gym.make("SlipperyAnt-v0", schedule=CYCLE, switch="immediate")
     fixed = {
         value: gym.make("SlipperyAnt-v0", schedule={"kind": "constant", "value": value}) for value in CYCLE["values"]
     }
@@ -196,18 +196,18 @@ def test_info_names_the_task_of_that_very_transition() -> None:
         other.reset(seed=0)
     rng = np.random.default_rng(0)
     for step in range(35):
-        data = env.unwrapped.data
+        data: Any = env.unwrapped.data
         state = data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy()
         action = rng.uniform(-1, 1, 8).astype(np.float32)
         observation, *_, info = env.step(action)
         assert info["task_value"] == CYCLE["values"][step // 10 % 3]
-        other = fixed[info["task_value"]].unwrapped
-        other.data.qpos[:], other.data.qvel[:], other.data.qacc_warmstart[:] = state
-        np.testing.assert_array_equal(other.step(action)[0], observation)
+        twin: Any = fixed[info["task_value"]].unwrapped
+        twin.data.qpos[:], twin.data.qvel[:], twin.data.qacc_warmstart[:] = state
+        np.testing.assert_array_equal(twin.step(action)[0], observation)
 
 
 def test_action_bound_widens_the_box_but_not_the_torque() -> None:
-    env = gym.make("SlipperyAnt-v0", action_bound=10.0, task=0)
+    env: Any = gym.make("SlipperyAnt-v0", action_bound=10.0, task=0)
     tight = gym.make("SlipperyAnt-v0", task=0)
     assert env.action_space.low.tolist() == [-10.0] * 8 and env.action_space.high.tolist() == [10.0] * 8
     env.reset(seed=0), tight.reset(seed=0)
@@ -219,8 +219,9 @@ def test_action_bound_widens_the_box_but_not_the_torque() -> None:
 
 
 def test_action_bound_humanoid_charges_the_raw_action() -> None:
-    env = gym.make("SlipperyHumanoid-v0", action_bound=2.0, task=0)
-    assert gym.make("SlipperyHumanoid-v0").action_space.high[0] == np.float32(0.4)
+    env: Any = gym.make("SlipperyHumanoid-v0", action_bound=2.0, task=0)
+    plain: Any = gym.make("SlipperyHumanoid-v0")
+    assert plain.action_space.high[0] == np.float32(0.4)
     env.reset(seed=0)
     info = env.step(np.full(17, 2.0, np.float32))[-1]
     assert info["reward_ctrl"] == pytest.approx(-0.1 * 17 * 4)
@@ -233,7 +234,7 @@ def test_a_diverged_simulation_ends_its_episode(
     env_id: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings to a file in the working directory
-    env = gym.make(env_id, terminate_when_unhealthy=False) if "Ant" in env_id else gym.make(env_id)
+    env: Any = gym.make(env_id, terminate_when_unhealthy=False) if "Ant" in env_id else gym.make(env_id)
     env.reset(seed=0)
     action = np.zeros(env.action_space.shape, np.float32)
     usual = env.step(action)[-1]
@@ -300,7 +301,7 @@ def test_bad_arguments_are_refused_by_make(keywords: dict[str, Any], message: st
 
 
 def test_bad_clocks_are_refused() -> None:
-    env = gym.make("SlipperyAnt-v0").unwrapped
+    env: Any = gym.make("SlipperyAnt-v0").unwrapped
     for arguments, name in [((-1, 1), "`step`.* got -1"), ((0, -1), "`rate`.* got -1"), ((0.5, 1), "`step`.* got 0.5")]:
         with pytest.raises(ValueError, match=name):
             env.sync_clock(*arguments)
@@ -319,7 +320,8 @@ def test_bad_clocks_are_refused() -> None:
 )
 def test_mistyped_keywords_name_the_nearest(typo: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"unexpected keyword argument '{typo}' \(did you mean '{meant}'\?\)"):
-        gym.make("SlipperyAnt-v0", **{typo: 1})
+        options: dict[str, Any] = {typo: 1}
+        gym.make("SlipperyAnt-v0", **options)
 
 
 def test_mistyped_ids_name_the_nearest() -> None:
@@ -327,11 +329,11 @@ def test_mistyped_ids_name_the_nearest() -> None:
         gym.make("SliperyAnt-v0")
 
 
-class NonStationarySwimmerEnv(NonStationaryMixin, SwimmerEnv):
+class NonStationarySwimmerEnv(NonStationaryMixin, SwimmerEnv):  # type: ignore[misc]
     """A robot that touches nothing, so friction changes nothing."""
 
 
-class NonStationaryPendulumEnv(NonStationaryMixin, PendulumEnv):
+class NonStationaryPendulumEnv(NonStationaryMixin, PendulumEnv):  # type: ignore[misc]
     """No MuJoCo behind it."""
 
 

@@ -89,7 +89,8 @@ def test_friction_reaches_the_contacts_of_a_running_robot(env_id: str, value: fl
 
 @pytest.mark.parametrize("env_id", ROBOTS)
 def test_only_sliding_friction_changes(env_id: str) -> None:
-    env, own = constant(env_id, "friction", 0.123), gym.make(env_id).unwrapped
+    env = constant(env_id, "friction", 0.123)
+    own: Any = gym.make(env_id).unwrapped
     np.testing.assert_array_equal(env.model.geom_friction[:, 1:], own.model.geom_friction[:, 1:])
 
 
@@ -235,10 +236,11 @@ def test_viscosity_gives_stokes_drag(tmp_path: Path, value: float) -> None:
 
 def test_paralysis_takes_the_strength_of_the_named_actuators_only() -> None:
     paralysed = {"kind": "paralysis", "period": 10}
-    env = gym.make(
+    env: Any = gym.make(
         "SlipperyAnt-v0", parameter="actuator_strength", actuators=["hip_1", "ankle_1"], schedule=paralysed, task=4
     ).unwrapped
-    own = gym.make("Ant-v5").unwrapped.model.actuator_gainprm
+    ant: Any = gym.make("Ant-v5").unwrapped
+    own = ant.model.actuator_gainprm
     named = [i for i in range(8) if env.model.joint(env.model.actuator_trnid[i, 0]).name in ("hip_1", "ankle_1")]
     assert len(named) == 2 and not env.model.actuator_gainprm[named].any()
     others = np.setdiff1d(range(8), named)
@@ -250,7 +252,7 @@ def test_paralysis_takes_the_strength_of_the_named_actuators_only() -> None:
 @pytest.mark.parametrize("parameter", PARAMETERS)
 def test_a_value_can_come_back_to_the_robots_own(parameter: str) -> None:
     """No drift: after many tasks the model is bit for bit as compiled."""
-    env = gym.make(
+    env: Any = gym.make(
         "SlipperyHopper-v0",
         parameter=parameter,
         schedule={

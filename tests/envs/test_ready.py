@@ -15,7 +15,7 @@ from sb3_plasticity.envs.ready import minatar
 from sb3_plasticity.envs.ready.metaworld import CW10
 
 SHORT = {"kind": "numbered", "period": 30}
-WORLDS = {
+WORLDS: dict[str, dict[str, Any]] = {
     "ContinualCartPole-v0": {"schedule": {"kind": "log_uniform", "period": 30}},
     "ContinualAcrobot-v0": {"schedule": {"kind": "log_uniform", "period": 30}},
     "ContinualGymControl-v0": {"schedule": SHORT},
@@ -37,7 +37,7 @@ def make(env_id: str, **keywords: Any) -> gym.Env[Any, Any]:
 
 def rollout(env: gym.Env[Any, Any], steps: int = 100) -> list[tuple[Any, ...]]:
     env.action_space.seed(0)
-    said = [env.reset(seed=1)]
+    said: list[tuple[Any, ...]] = [env.reset(seed=1)]
     for _ in range(steps):
         said.append(env.step(env.action_space.sample()))
         if said[-1][2] or said[-1][3]:
@@ -71,6 +71,7 @@ def test_same_seed_same_rollout(env_id: str) -> None:
 def test_at_their_own_physics_they_are_their_parents(env_id: str, own: float) -> None:
     env = gym.make(env_id, schedule={"kind": "constant", "value": own})
     parent = gym.make(env_id.removeprefix("Continual").replace("v0", "v1"))
+    assert env.spec is not None and parent.spec is not None
     assert env.spec.max_episode_steps == parent.spec.max_episode_steps
     for one, other in zip(rollout(env), rollout(parent), strict=True):
         np.testing.assert_array_equal(one[0], other[0])
@@ -80,7 +81,7 @@ def test_at_their_own_physics_they_are_their_parents(env_id: str, own: float) ->
 def test_a_longer_pole_falls_more_slowly() -> None:
     """A pole of half-length l near upright: angular acceleration 3 g theta / (4 l) on a cart of great mass."""
     for value in (0.25, 1.0):
-        env = gym.make("ContinualCartPole-v0", schedule={"kind": "constant", "value": value}).unwrapped
+        env: Any = gym.make("ContinualCartPole-v0", schedule={"kind": "constant", "value": value}).unwrapped
         env.reset(seed=0)
         env.masscart = 1e9
         env.total_mass, env.force_mag = env.masscart + env.masspole, 0.0
@@ -100,7 +101,7 @@ def test_acrobots_quantities() -> None:
 
 
 def test_published_settings() -> None:
-    env = gym.make("ContinualGymControl-v0", env_id="Acrobot-v1")
+    env: Any = gym.make("ContinualGymControl-v0", env_id="Acrobot-v1")
     assert env.get_wrapper_attr("scale") == 2.0 and env.get_wrapper_attr("schedule").period == 160_000
     assert env.spec.id == "ContinualGymControl-v0" and env.observation_space.shape == (6,)
     steps = 1

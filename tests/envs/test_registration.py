@@ -3,6 +3,7 @@
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import example_robots
 import gymnasium as gym
@@ -16,9 +17,9 @@ from sb3_plasticity.vec_env import MujocoBatchVecEnv, make_nonstationary_vec_env
 CYCLE = {"kind": "cyclic", "values": [9.81, 30.0, 2.0], "period": 20}
 
 
-def rollout(env: VecEnv, steps: int = 60) -> list[np.ndarray | list[tuple[int, int]]]:
+def rollout(env: VecEnv, steps: int = 60) -> list[Any]:
     rng = np.random.default_rng(0)
-    said = [env.reset()]
+    said: list[Any] = [env.reset()]
     for _ in range(steps):
         actions = rng.uniform(-3, 3, (2, 1)).astype(np.float32)
         observations, rewards, dones, infos = env.step(actions)
@@ -66,11 +67,11 @@ def test_a_subclass_is_not_taken_for_its_parent() -> None:
 
 
 def test_any_id_and_any_mujoco_class() -> None:
-    env = gym.make("DriftingCart-v0", task=3)
+    env: Any = gym.make("DriftingCart-v0", task=3)
     assert has_clock(env) and env.reset(seed=0)[1]["task_index"] == 3
     assert env.unwrapped.gravity == env.get_wrapper_attr("task").value
     env = gym.make("DriftingReacher-v0")
-    copy = pickle.loads(pickle.dumps(env.unwrapped))
+    copy: Any = pickle.loads(pickle.dumps(env.unwrapped))
     assert type(copy) is type(env.unwrapped) and copy.parameter.name == "mass"
     np.testing.assert_array_equal(copy.reset(seed=1)[0], env.reset(seed=1)[0])
 

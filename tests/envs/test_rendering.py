@@ -36,18 +36,19 @@ def frame(env_id: str = "SlipperyAnt-v0", **keywords: Any) -> np.ndarray:
     env.reset(seed=0)
     image = env.render()
     env.close()
+    assert isinstance(image, np.ndarray)
     return image
 
 
 @pytest.mark.parametrize("env_id", ["SlipperyAnt-v0", "SlipperySwimmer-v0"])
-def test_pictures_without_a_display(needs_opengl, env_id: str) -> None:
+def test_pictures_without_a_display(needs_opengl: None, env_id: str) -> None:
     before = os.environ.get("MUJOCO_GL")
     image = frame(env_id)
     assert image.shape == (480, 480, 3) and image.dtype == np.uint8 and image.std() > 10
     assert os.environ.get("MUJOCO_GL") == before  # others may want another backend
 
 
-def test_the_task_is_written_into_the_corner_when_asked(needs_opengl) -> None:
+def test_the_task_is_written_into_the_corner_when_asked(needs_opengl: None) -> None:
     plain, first, second = frame(task=0), frame(task=0, show_task=True), frame(task=1, show_task=True)
     np.testing.assert_array_equal(plain, frame(task=1))  # friction itself cannot be seen
     for image in (first, second):
@@ -67,11 +68,11 @@ def test_overlay_says_task_parameter_value_and_unit(monkeypatch: pytest.MonkeyPa
     assert said == [{"task": "0", "gravity": "1.62 m/s^2"}, {"task": "1", "friction": "1.5"}]
 
 
-def test_each_environment_draws_into_its_own_context(needs_opengl) -> None:
+def test_each_environment_draws_into_its_own_context(needs_opengl: None) -> None:
     envs = [gym.make("SlipperyAnt-v0", render_mode="rgb_array") for _ in range(2)]
     for seed, env in enumerate(envs):
         env.reset(seed=seed)
-    first = [env.render() for env in envs]
+    first = [np.asarray(env.render()) for env in envs]
     second = [env.render() for env in envs]
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -79,7 +80,7 @@ def test_each_environment_draws_into_its_own_context(needs_opengl) -> None:
 
 
 @pytest.mark.parametrize("backend", ["dummy", pytest.param("batch", marks=needs_batch)])
-def test_videos(needs_opengl, backend: str, tmp_path: Path) -> None:
+def test_videos(needs_opengl: None, backend: str, tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
     env = make_nonstationary_vec_env("SlipperyHopper-v0", 2, 0, backend, {"show_task": True, "schedule": CYCLE})
     env = VecVideoRecorder(env, str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=10)
@@ -92,7 +93,7 @@ def test_videos(needs_opengl, backend: str, tmp_path: Path) -> None:
 
 
 @needs_batch
-def test_a_batch_draws_what_single_environments_draw(needs_opengl) -> None:
+def test_a_batch_draws_what_single_environments_draw(needs_opengl: None) -> None:
     dummy, batch = (
         make_nonstationary_vec_env("SlipperyHopper-v0", 2, 0, backend, {"schedule": CYCLE, "show_task": True})
         for backend in ("dummy", "batch")
@@ -102,12 +103,12 @@ def test_a_batch_draws_what_single_environments_draw(needs_opengl) -> None:
         env.env_method("set_task", 1, indices=1)
     for one, other in zip(dummy.get_images(), batch.get_images(), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert batch.render().shape == dummy.render().shape
-    observations = [env.step(np.ones((2, 3), np.float32))[0] for env in (dummy, batch)]
-    np.testing.assert_array_equal(*observations)  # a look does not disturb
+    assert np.asarray(batch.render()).shape == np.asarray(dummy.render()).shape
+    observations = [np.asarray(env.step(np.ones((2, 3), np.float32))[0]) for env in (dummy, batch)]
+    np.testing.assert_array_equal(observations[0], observations[1])  # a look does not disturb
 
 
-def test_drawing_is_chosen_only_when_nobody_else_has(no_display, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_is_chosen_only_when_nobody_else_has(no_display: None, monkeypatch: pytest.MonkeyPatch) -> None:
     libraries = {"EGL", "OSMesa"}
     monkeypatch.setattr(rendering, "find_library", lambda name: name if name in libraries else None)
     assert rendering.headless_backend() == "egl"
@@ -121,7 +122,7 @@ def test_drawing_is_chosen_only_when_nobody_else_has(no_display, monkeypatch: py
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Gymnasium frees what it never made
-def test_errors_say_what_to_install(no_display, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_say_what_to_install(no_display: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "find_library", lambda name: None)
     with pytest.raises(RuntimeError, match=r"neither is installed: install EGL .*libegl1.* or OSMesa"):
         frame()

@@ -21,13 +21,14 @@ def test_backends_are_monitored_and_seeded_alike(backend: str, cls: type[VecEnv]
     env = make_nonstationary_vec_env("SlipperyAnt-v0", 2, seed=7, backend=backend, env_kwargs=keywords)
     assert type(env) is cls and env.env_is_wrapped(Monitor) == [True, True]
     singles = [gym.make("SlipperyAnt-v0", **keywords) for _ in range(2)]
-    observations = [single.reset(seed=7 + i)[0] for i, single in enumerate(singles)]
-    np.testing.assert_array_equal(env.reset(), observations)
+    first = [single.reset(seed=7 + i)[0] for i, single in enumerate(singles)]
+    np.testing.assert_array_equal(np.asarray(env.reset()), first)
     rng = np.random.default_rng(0)
     episodes = 0
     for _ in range(60):
         actions = rng.uniform(-1, 1, (2, 8)).astype(np.float32)
-        observations, rewards, dones, infos = env.step(actions)
+        said: Any = env.step(actions)
+        observations, rewards, dones, infos = said
         for i, single in enumerate(singles):
             observation, reward, terminated, truncated, info = single.step(actions[i])
             assert np.float32(rewards[i]) == np.float32(reward) and dones[i] == (terminated or truncated)
@@ -47,7 +48,7 @@ def test_backends_are_monitored_and_seeded_alike(backend: str, cls: type[VecEnv]
 def test_sb3s_own_helper_works_with_subprocesses() -> None:
     # the prefix makes the child import the package that registers the id
     env = make_vec_env("sb3_plasticity.envs:SlipperyAnt-v0", 1, seed=0, vec_env_cls=SubprocVecEnv)
-    assert env.reset().shape == (1, 27)
+    assert np.asarray(env.reset()).shape == (1, 27)
     env.close()
 
 

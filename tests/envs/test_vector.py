@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
 
 from sb3_plasticity.envs.vector import MujocoVectorEnv
@@ -20,14 +20,14 @@ MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLE
 
 
 def pair(env_id: str, mode: AutoresetMode, n: int = 3, **keywords: Any) -> tuple[SyncVectorEnv, MujocoVectorEnv]:
-    keywords: dict[str, Any] = {**KEYWORDS, **keywords}
+    keywords = {**KEYWORDS, **keywords}
     sync = gym.make_vec(env_id, n, "sync", vector_kwargs={"autoreset_mode": mode}, **keywords)
     batch = gym.make_vec(env_id, n, autoreset_mode=mode, **keywords)
     assert type(sync) is SyncVectorEnv and type(batch) is MujocoVectorEnv
     return sync, batch
 
 
-def assert_same_infos(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+def assert_same_infos(one: dict[str, Any], other: dict[str, Any]) -> None:
     # Importing rl_zoo3, as tests of the zoo do in the same process, lets Gymnasium's TimeLimit say this, too.
     one = {key: value for key, value in one.items() if not key.endswith("TimeLimit.truncated")}
     assert one.keys() == other.keys()
@@ -43,9 +43,7 @@ def assert_same_infos(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) 
                 np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
-def assert_same(
-    one: tuple[np.ndarray | dict[str, np.ndarray], ...], other: tuple[np.ndarray | dict[str, np.ndarray], ...]
-) -> None:
+def assert_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
     for a, b in zip(one[:-1], other[:-1], strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
@@ -88,8 +86,13 @@ def test_a_diverged_simulation_is_told_as_in_a_sync_vector_env(
 
 
 def test_gymnasiums_own_wrappers_and_clocks() -> None:
-    env = gym.make_vec("SlipperyAnt-v0", num_envs=4, schedule=CYCLE, terminate_when_unhealthy=False)
-    assert isinstance(env, VectorEnv) and env.spec.id == "SlipperyAnt-v0" and env.num_envs == 4
+    env: Any = gym.make_vec("SlipperyAnt-v0", num_envs=4, schedule=CYCLE, terminate_when_unhealthy=False)
+    assert (
+        isinstance(env, MujocoVectorEnv)
+        and env.spec is not None
+        and env.spec.id == "SlipperyAnt-v0"
+        and env.num_envs == 4
+    )
     wrapped = NormalizeObservation(RecordEpisodeStatistics(env))
     wrapped.reset(seed=0)
     env.call("sync_clock", 40, 4)
@@ -115,7 +118,7 @@ def test_bad_arguments() -> None:
         gym.make_vec("SlipperyAnt-v0", num_envs=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gym.make_vec("SlipperyAnt-v0", num_envs=2, autoreset_mode="Disabled", max_episode_steps=1)
+        env: Any = gym.make_vec("SlipperyAnt-v0", num_envs=2, autoreset_mode="Disabled", max_episode_steps=1)
     with pytest.raises(ValueError, match=r"`seed` must be a list of 2 seeds"):
         env.reset(seed=[1])
     env.reset(seed=0)

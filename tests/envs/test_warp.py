@@ -24,12 +24,12 @@ def warp() -> None:
     module.config.quiet = True
 
 
-def pair(env_id, n_envs: int = 3, **keywords: Any):
-    keywords: dict[str, Any] = {"seed": 3, "schedule": CYCLE, "switch": "immediate", **keywords}
+def pair(env_id: str, n_envs: int = 3, **keywords: Any) -> tuple[Any, Any]:
+    keywords = {"seed": 3, "schedule": CYCLE, "switch": "immediate", **keywords}
     return MujocoBatchVecEnv(env_id, n_envs, **keywords), MujocoWarpVecEnv(env_id, n_envs, device="cpu", **keywords)
 
 
-def close(one, other, tolerance) -> None:
+def close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
     """Infos of the same tasks and episodes, with nearly the same numbers."""
     assert one.keys() == other.keys()
     for key in one.keys() - {"episode"}:
@@ -50,7 +50,7 @@ def close(one, other, tolerance) -> None:
         ("SlipperySwimmer-v0", "viscosity"),
     ],
 )
-def test_a_step_is_within_single_precision_of_a_batch(warp, env_id: str, parameter: str) -> None:
+def test_a_step_is_within_single_precision_of_a_batch(warp: None, env_id: str, parameter: str) -> None:
     batch, device = pair(env_id, parameter=parameter, max_episode_steps=10)
     np.testing.assert_array_equal(batch.reset(), device.reset())
     rng, tasks = np.random.default_rng(0), set()
@@ -73,7 +73,7 @@ def test_a_step_is_within_single_precision_of_a_batch(warp, env_id: str, paramet
 @pytest.mark.parametrize(
     "env_id", ["SlipperyAnt-v0", "SlipperyHopper-v0", "SlipperyWalker2d-v0", "SlipperyHumanoid-v0"]
 )
-def test_a_step_in_the_air_is_within_single_precision_of_a_batch(warp, env_id: str) -> None:
+def test_a_step_in_the_air_is_within_single_precision_of_a_batch(warp: None, env_id: str) -> None:
     batch, device = pair(env_id)
     np.testing.assert_array_equal(batch.reset(), device.reset())
     height = 1 if env_id in ("SlipperyHopper-v0", "SlipperyWalker2d-v0") else 2
@@ -89,7 +89,7 @@ def test_a_step_in_the_air_is_within_single_precision_of_a_batch(warp, env_id: s
 
 
 @pytest.mark.slow
-def test_divergence_full_contacts_and_pickling(warp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_full_contacts_and_pickling(warp: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     env = MujocoWarpVecEnv("SlipperyHalfCheetah-v0", 3, seed=0, device="cpu", max_contacts=1, infos="episode")
     copy = pickle.loads(pickle.dumps(env))
@@ -97,8 +97,8 @@ def test_divergence_full_contacts_and_pickling(warp, tmp_path: Path, monkeypatch
     env._sims.batch.bind("qvel")[1] = 1e12
     observations, rewards, dones, infos = env.step(np.zeros((3, 6), np.float32))
     assert dones[1] and rewards[1] == 0 and "BADQ" in infos[1]["simulation_error"]
-    assert np.isfinite(observations).all()
-    errors = set()
+    assert np.isfinite(np.asarray(observations)).all()
+    errors: set[str | None] = set()
     for _ in range(100):
         _, _, _, infos = env.step(np.ones((3, 6), np.float32))
         errors |= {info.get("simulation_error") for info in infos}
@@ -111,7 +111,7 @@ def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch: pytest
         MujocoWarpVecEnv("SlipperyAnt-v0", 2)
 
 
-def test_bad_arguments(warp) -> None:
+def test_bad_arguments(warp: None) -> None:
     with pytest.raises(ValueError, match=r"`device` must be one that Warp has \(.*cpu.*\) or None, got 'gpu:7'"):
         MujocoWarpVecEnv("SlipperyAnt-v0", 2, device="gpu:7")
     with pytest.raises(ValueError, match=r"`max_contacts` must be a whole number >= 1, got 0"):

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,12 +20,12 @@ CYCLE: dict[str, Any] = {"kind": "cyclic", "values": [9.8, 20.0, 5.0], "period":
 NUMBERED = {"kind": "numbered", "period": 10, "seed": 1}
 
 
-class Constant(gym.Env):
+class Constant(gym.Env[Any, Any]):
     """Sees 1, 2, ... and gives the action back as reward."""
 
-    metadata: ClassVar = {"render_modes": []}
+    metadata = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, size: int = 3, actions: int = 4, render_mode=None) -> None:
+    def __init__(self, size: int = 3, actions: int = 4, render_mode: str | None = None) -> None:
         self.observation_space = spaces.Box(0, size, (size,), np.float32)
         self.action_space = spaces.Discrete(actions)
         self.render_mode = render_mode
@@ -40,14 +40,15 @@ class Constant(gym.Env):
         return self._observation(), float(action), False, False, {}
 
     def _observation(self) -> np.ndarray:
+        assert self.observation_space.shape is not None
         return np.arange(1, self.observation_space.shape[0] + 1, dtype=np.float32)
 
 
-def pole_length(env, value) -> None:
+def pole_length(env: Any, value: float) -> None:
     env.length = value
 
 
-WORLDS = {
+WORLDS: dict[str, Callable[..., NonStationary]] = {
     "attribute": lambda **kw: NonStationary(gym.make("CartPole-v1"), "gravity", CYCLE, **kw),
     "function": lambda **kw: NonStationary(gym.make("CartPole-v1"), pole_length, CYCLE, **kw),
     "shift": lambda **kw: ObservationShift(gym.make("CartPole-v1"), 2.0, NUMBERED, **kw),
@@ -123,7 +124,7 @@ def test_the_attribute_is_set_and_set_again_after_a_reset() -> None:
     env.reset(seed=0)
     assert env.unwrapped.noise == 0.5
     assert env.step(0)[-1] == {"task_index": 0, "task_value": 0.5}
-    inner = gym.make("SlipperyAnt-v0", task=0)
+    inner: Any = gym.make("SlipperyAnt-v0", task=0)
     NonStationary(inner, "model.opt.timestep", {"kind": "constant", "value": 0.004})
     assert inner.unwrapped.model.opt.timestep == 0.004
 

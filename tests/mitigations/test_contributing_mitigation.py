@@ -16,7 +16,8 @@ def slow_anchor() -> type[Mitigation]:
     (code,) = re.findall(r"## Add a mitigation\n.*?```python\n(.*?)```", text, flags=re.S)
     namespace = {}
     exec(code, namespace)
-    return namespace["SlowAnchor"]
+    result: type[Mitigation] = namespace["SlowAnchor"]
+    return result
 
 
 @pytest.mark.parametrize("name", ["PPO", "SAC", "PPO_L2ER"])

@@ -212,7 +212,7 @@ def test_churn_is_measured_between_two_updates() -> None:
     part = ChurnReduction(1.0, batch_size=8)
     model = make_agent("PPO")
     churn = []
-    part.observe = lambda key, value: churn.append((key, float(value)))
+    part.observe = lambda key, value: churn.append((key, float(value)))  # type: ignore[method-assign]
     states = []
     gradient = part._churn_gradients
 
@@ -223,7 +223,7 @@ def test_churn_is_measured_between_two_updates() -> None:
         states.append(float((now - before["outputs"][0]).square().mean()))
         return gradient(net)
 
-    part._churn_gradients = spy
+    part._churn_gradients = spy  # type: ignore[method-assign]
     model.learn(16, callback=MitigationCallback(part))
     assert [value for _, value in churn] == pytest.approx(states, rel=1e-5)
     assert len(states) == 3 and min(states) > 0  # the first of four updates has no predecessor

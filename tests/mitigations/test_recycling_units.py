@@ -213,7 +213,8 @@ def test_layers_that_are_left_alone_are_named() -> None:
 
         def forward(self, x: th.Tensor) -> th.Tensor:
             h = th.relu(self.a(x))
-            return self.c(th.relu(self.b(h)) + h)
+            result: th.Tensor = self.c(th.relu(self.b(h)) + h)
+            return result
 
     with pytest.warns(UserWarning, match=r"redo leaves alone .*: a \(add reads them\); b \(add reads them\)"):
         with pytest.raises(ValueError, match="hidden units that can be told apart, got 'network'"):

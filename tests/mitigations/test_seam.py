@@ -89,10 +89,11 @@ def test_features_act_on_a_networks_own_training_passes_alone() -> None:
         agent = make_agent("SAC", gradient_steps=1)
         agent.policy.critic.optimizer.param_groups[0]["lr"] = 0.0
         agent._update_learning_rate = lambda optimizers: None
-        return agent.learn(12, **kwargs)
+        result: SAC = agent.learn(12, **kwargs)
+        return result
 
     part = Everything(10.0, networks=["critic_0", "critic_1"])
-    part.gradient = lambda name, parameter, strength: th.zeros_like(parameter)
+    part.gradient = lambda name, parameter, strength: th.zeros_like(parameter)  # type: ignore[method-assign]
     plain, model = learn(), learn(callback=MitigationCallback(part))
     assert all(th.equal(p, q) for p, q in zip(model.actor.parameters(), plain.actor.parameters(), strict=True))
     n_updates = sum(call[0] == "after" for call in part.calls)

@@ -29,7 +29,7 @@ def make(compile: bool, env: str = "Pendulum-v1", **arguments: Any) -> PPO_L2ER:
 
 def collect(model: PPO_L2ER) -> PPO_L2ER:
     """Fill the rollout buffer without an update."""
-    model.train = lambda: None
+    model.train = lambda: None  # type: ignore[method-assign]
     model.learn(model.n_steps, reset_num_timesteps=False)
     del model.train
     return model
@@ -164,7 +164,7 @@ def test_nan_in_the_features_says_the_same_eager_and_compiled(er_mode: str) -> N
         before = {name: value.clone() for name, value in model.policy.state_dict().items()}
         with pytest.raises(FloatingPointError, match=message):
             model.train()
-        model._rollout_ranks = lambda: {}  # which looked first
+        model._rollout_ranks = lambda: {}  # which looked first  # type: ignore[method-assign]
         with pytest.raises(FloatingPointError, match=message):
             model.train()
         assert (model._compiled is not None) == compile

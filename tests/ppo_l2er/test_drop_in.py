@@ -174,7 +174,8 @@ class Embedding(nn.Module):
         self.table = nn.Embedding(5, 4)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
-        return self.table((observations.sum(-1) > 0).long())
+        result: th.Tensor = self.table((observations.sum(-1) > 0).long())
+        return result
 
 
 def test_a_policy_of_ones_own() -> None:

@@ -108,7 +108,7 @@ def test_no_hook_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         return len(hooks) + len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
 
     assert count() == 0
-    model.policy.optimizer.step = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    model.policy.optimizer.step = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         model.learn(64)
     assert count() == 0 and type(model.rollout_buffer).__name__ == "RolloutBuffer"
@@ -264,7 +264,7 @@ def test_attached_outside_a_callback() -> None:
                 with attached(model, [L2(0.1)]):
                     train()
 
-            model.train = wrapped
+            model.train = wrapped  # type: ignore[method-assign]
             model.learn(64)
         else:
             model.learn(64, callback=MitigationCallback(L2(0.1)))

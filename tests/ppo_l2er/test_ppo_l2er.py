@@ -31,9 +31,9 @@ def parameters(model: PPO) -> dict[str, th.Tensor]:
 def collected(**arguments: Any) -> PPO_L2ER:
     """A model with a full rollout buffer, one train() away from its first update."""
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", **(SMALL | arguments))
-    train, model.train = model.train, lambda: None
+    train, model.train = model.train, lambda: None  # type: ignore[method-assign]
     model.learn(model.n_steps)
-    model.train = train
+    model.train = train  # type: ignore[method-assign]
     return model
 
 
