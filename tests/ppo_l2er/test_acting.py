@@ -54,7 +54,7 @@ def test_a_rollout_takes_the_short_way() -> None:
 
 
 class OwnForward(ActorCriticPolicy):
-    def forward(self, obs, deterministic: bool = False):
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
         return super().forward(obs, deterministic)
 
 

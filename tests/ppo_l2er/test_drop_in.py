@@ -25,10 +25,10 @@ TINY: dict[str, Any] = dict(
 )
 
 
-class Spaces(gym.Env):
+class Spaces(gym.Env[Any, Any]):
     """Draws observations from one space and takes actions of another, in episodes of 5 steps."""
 
-    def __init__(self, observation_space, action_space) -> None:
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -46,7 +46,7 @@ class Spaces(gym.Env):
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
-ACTIONS = {
+ACTIONS: dict[str, spaces.Space[Any]] = {
     "box": spaces.Box(-1, 1, (2,), np.float32),
     "box-matrix": spaces.Box(-1, 1, (2, 2), np.float32),
     "box-cube": spaces.Box(-2, 1, (1, 2, 3), np.float32),
@@ -55,7 +55,7 @@ ACTIONS = {
     "multi-discrete": spaces.MultiDiscrete([2, 3]),
     "multi-binary": spaces.MultiBinary(3),
 }
-OBSERVATIONS = {
+OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "box": VECTOR,
     "box-matrix": spaces.Box(-1, 1, (2, 2), np.float32),
     "box-float64": spaces.Box(-1, 1, (3,), np.float64),
@@ -66,7 +66,8 @@ OBSERVATIONS = {
     "image": IMAGE,
     "dict": spaces.Dict({"vector": VECTOR, "image": IMAGE, "kind": spaces.Discrete(3)}),
 }
-PAIRS = {f"{name}-actions": (VECTOR, space) for name, space in ACTIONS.items()}
+PAIRS: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {}
+PAIRS |= {f"{name}-actions": (VECTOR, space) for name, space in ACTIONS.items()}
 PAIRS |= {f"{name}-observations": (space, ACTIONS["box-matrix"]) for name, space in OBSERVATIONS.items()}
 
 
@@ -86,7 +87,7 @@ def test_every_space(pair: str) -> None:
     assert any(not th.equal(value, with_penalties[name]) for name, value in expected.items())
     observation = stock.observation_space.sample()
     actions = [model.predict(observation, deterministic=True)[0] for model in (stock, off)]
-    np.testing.assert_array_equal(*actions)
+    np.testing.assert_array_equal(actions[0], actions[1])
     assert on.action_space.contains(on.predict(observation)[0])
 
 
@@ -103,8 +104,13 @@ def test_loads_from_memory_with_another_number_of_environments() -> None:
 
 def test_wrapped_environments_and_callbacks() -> None:
     env = VecFrameStack(VecNormalize(make_vec_env("Pendulum-v1", 2)), 2)
-    seen = []
-    model = PPO_L2ER(env, **TINY).learn(32, callback=lambda local, _: seen.append(local["n_steps"]) or len(seen) < 12)
+    seen: list[int] = []
+
+    def count(local: dict[str, Any], _: Any) -> bool:
+        seen.append(local["n_steps"])
+        return len(seen) < 12
+
+    model = PPO_L2ER(env, **TINY).learn(32, callback=count)
     assert len(seen) == 12 and model.num_timesteps == 24
     mean, _ = evaluate_policy(model, env, n_eval_episodes=1)
     assert np.isfinite(mean)
@@ -132,7 +138,7 @@ def test_a_misspelt_argument_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"PPO_L2ER\.load got an unexpected .* 'er_coeff' \(did you mean 'er_coef'\?"):
         PPO_L2ER.load(tmp_path / "model", er_coeff=0.5)
     loaded = PPO_L2ER.load(tmp_path / "model", er_coef=0.5, num_timesteps=7)
-    assert loaded.er_coef(1.0) == 0.5 and loaded.num_timesteps == 7
+    assert callable(loaded.er_coef) and loaded.er_coef(1.0) == 0.5 and loaded.num_timesteps == 7
 
 
 def test_the_preset_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """With both coefficients 0, PPO_L2ER is SB3's PPO, bit for bit: parameters, optimizer state and logged values."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,13 @@ from stable_baselines3.common.logger import Logger
 from sb3_plasticity import PPO_L2ER
 
 
-def image_env(discrete: bool = True):
+def image_env(discrete: bool = True) -> FakeImageEnv:
     env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=discrete)
     env.observation_space.seed(0)  # its observations are samples of the space, which reset(seed) does not seed
     return env
 
 
-CASES = {
+CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "mlp-box": ("MlpPolicy", lambda: IdentityEnvBox(eps=0.1), {}),
     "mlp-discrete": ("MlpPolicy", lambda: IdentityEnv(4), {}),
     "mlp-multidiscrete": ("MlpPolicy", lambda: IdentityEnvMultiDiscrete(3), {}),
@@ -58,7 +57,7 @@ CASES = {
 
 
 def learn(
-    algorithm: type[PPO], policy: str, env: Callable[..., Any], arguments: dict[str, Any], **extra: Any
+    algorithm: type[PPO], policy: str, env: Any, arguments: dict[str, Any], **extra: Any
 ) -> tuple[PPO, list[tuple[str, Any]]]:
     env = env() if callable(env) else env
     defaults: dict[str, Any] = dict(n_steps=64, batch_size=32, n_epochs=2, seed=7, device="cpu")
@@ -74,9 +73,9 @@ def learn(
 class RecordingLogger(Logger):
     def __init__(self) -> None:
         super().__init__(folder=None, output_formats=[])
-        self.recorded = []
+        self.recorded: list[tuple[str, Any]] = []
 
-    def record(self, key: str, value: float, exclude: str | None = None) -> None:
+    def record(self, key: str, value: Any, exclude: str | tuple[str, ...] | None = None) -> None:
         self.recorded.append((key, value))
         super().record(key, value, exclude)
 

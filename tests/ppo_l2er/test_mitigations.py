@@ -44,7 +44,8 @@ def assert_close(expected: PPO, actual: PPO_L2ER, rtol: float = 1e-4, atol: floa
 @pytest.mark.parametrize("aggregate, rank_of", [("mean", "covariance"), ("sum", "features")])
 def test_stock_ppo_with_both_mitigations_is_ppo_l2er(interval: int, aggregate: str, rank_of: str) -> None:
     arguments: dict[str, Any] = SMALL | dict(batch_size=16, policy_kwargs=dict(net_arch=[8, 8], activation_fn=nn.ReLU))
-    parts = [EffectiveRank(1e-2, interval=interval, rank_of=rank_of, aggregate=aggregate), L2(5e-4, log_std=True)]
+    settings: dict[str, Any] = dict(interval=interval, rank_of=rank_of, aggregate=aggregate)
+    parts = [EffectiveRank(1e-2, **settings), L2(5e-4, log_std=True)]
     stock = PPO("MlpPolicy", "Pendulum-v1", **arguments).learn(192, callback=MitigationCallback(parts))
     coefficients: dict[str, Any] = dict(
         er_coef=1e-2, l2_coef=5e-4, er_interval=interval, er_aggregate=aggregate, rank_of=rank_of
@@ -84,6 +85,7 @@ def test_a_saved_model_goes_on_bit_for_bit(tmp_path: Path, er_batch_size: int | 
     def train(model: PPO_L2ER, seed: int) -> None:
         np.random.seed(seed)  # noqa: NPY002
         th.manual_seed(seed)
+        assert model.env is not None
         model.env.seed(seed)
         model._last_obs = None
         model.learn(64, reset_num_timesteps=False)
@@ -121,7 +123,7 @@ class Pull(Mitigation):
         for name, parameter in self.parameters.items():
             self.state.setdefault(name, parameter.detach().clone())
 
-    def constants(self, name: str) -> tuple[th.Tensor]:
+    def constants(self, name: str) -> tuple[th.Tensor, ...]:
         return (self.state[name],)
 
     def gradient(
@@ -133,25 +135,24 @@ class Pull(Mitigation):
 class Shrink(Mitigation):
     """Acts between updates, by what the update left: gradients and activations."""
 
-    def records(self, network: Network) -> tuple[str]:
+    def records(self, network: Network) -> tuple[str, ...]:
         return network.features
 
-    def after_update(self, networks: tuple[Network, Network]) -> None:
+    def after_update(self, networks: tuple[Network, ...]) -> None:
         with th.no_grad():
             for parameter in self.parameters.values():
+                assert parameter.grad is not None
                 parameter.sub_(self.strength() * parameter.grad.sign())
             for network in networks:
                 for layer in network.features:
-                    weight = network.root.get_submodule(layer).weight
+                    weight = network.root.get_parameter(f"{layer}.weight")
                     weight.mul_(1 - self.strength() * self.agent.activations[layer].abs().mean(0).clamp(max=1.0))
 
 
 class Looks(Mitigation):
     """Depends on values, which no program can."""
 
-    def gradient(
-        self, name: str, parameter: th.Tensor, strength: float | th.Tensor, *constants: Any
-    ) -> th.Tensor | None:
+    def gradient(self, name: str, parameter: th.Tensor, strength: float | th.Tensor, *constants: Any) -> th.Tensor:
         return strength * parameter if parameter.abs().max() > 0 else th.zeros_like(parameter)
 
 
@@ -161,7 +162,8 @@ class Impure(Pull):
 
 def train_both(part: Callable[..., Any], **arguments: Any) -> tuple[PPO_L2ER, PPO_L2ER, list[str], MitigationCallback]:
     """Two rollouts, eager and compiled, from the same random numbers; and what the compiled one warned."""
-    models, found = [], []
+    models: list[PPO_L2ER] = []
+    found: list[str] = []
     for compile in (False, True):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -170,7 +172,8 @@ def train_both(part: Callable[..., Any], **arguments: Any) -> tuple[PPO_L2ER, PP
             model.learn(128, callback=callback)
         models.append(model)
         found = [str(warning.message) for warning in caught if "runs uncompiled" in str(warning.message)]
-    return *models, found, callback
+    eager, compiled = models
+    return eager, compiled, found, callback
 
 
 def assert_equal_or_said(name: str, part: Callable[..., Any], **arguments: Any) -> list[str]:
@@ -179,7 +182,7 @@ def assert_equal_or_said(name: str, part: Callable[..., Any], **arguments: Any) 
         assert len(warned) == 1 and name in warned[0]
         assert compiled._compiled is None or not compiled._compiled._programs
     else:
-        assert compiled._compiled._programs
+        assert compiled._compiled is not None and compiled._compiled._programs
     assert_close(eager, compiled, rtol=1e-3, atol=2e-5)
     return warned
 
@@ -193,18 +196,18 @@ def test_a_strangers_penalty_enters_the_program() -> None:
 
 def test_between_updates_it_gets_gradients_and_activations() -> None:
     eager, compiled, warned, callback = train_both(lambda: Shrink(1e-3), **OFF)
-    assert not warned and not compiled._compiled.steps
+    assert not warned and compiled._compiled is not None and not compiled._compiled.steps
     assert_close(eager, compiled)
     assert callback.mitigations[0].state["updates"] == {"policy": 8, "value": 8}
 
 
 def test_an_optimizers_hooks_are_called() -> None:
-    calls = []
+    calls: list[int] = []
     eager = PPO_L2ER("MlpPolicy", "Pendulum-v1", **OFF, **SMALL).learn(64)
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", compile=True, **OFF, **SMALL)
     model.policy.optimizer.register_step_post_hook(lambda *_: calls.append(1))
     model.learn(64)
-    assert len(calls) == 4 and model._compiled._programs
+    assert len(calls) == 4 and model._compiled is not None and model._compiled._programs
     assert_close(eager, model)
 
 
@@ -229,9 +232,9 @@ def test_what_cannot_be_compiled_is_named_once_and_acts(part: type[Looks] | type
     ],
 )
 def test_foreign_hooks_are_named_once_and_called(hang: Callable[..., Any], reason: str) -> None:
-    calls = []
+    calls: list[int] = []
     model = PPO_L2ER("MlpPolicy", "Pendulum-v1", compile=True, **SMALL)
-    hang(model.policy, lambda *_: calls.append(1) and None)
+    hang(model.policy, lambda *_: calls.append(1))
     with pytest.warns(UserWarning, match=f"runs uncompiled, because {reason}") as caught:
         model.learn(128)
     assert sum("uncompiled" in str(warning.message) for warning in caught) == 1
@@ -239,7 +242,7 @@ def test_foreign_hooks_are_named_once_and_called(hang: Callable[..., Any], reaso
 
 
 # Arguments that the tiny network needs; a new mitigation without an entry is made with its defaults.
-ARGUMENTS = {}
+ARGUMENTS: dict[str, dict[str, Any]] = {}
 FAST = {"l2"}
 
 
@@ -269,4 +272,4 @@ def test_attached_outside_a_callback() -> None:
         else:
             model.learn(64, callback=MitigationCallback(L2(0.1)))
         models.append(model)
-    assert_close(*models, rtol=0, atol=0)
+    assert_close(models[0], models[1], rtol=0, atol=0)
