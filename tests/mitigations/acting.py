@@ -67,7 +67,7 @@ class Changing(Toy):
 
 def make_acting(algorithm: str) -> Any:
     """An agent in a world that changes."""
-    rollouts = dict(train_freq=4) if algorithm == "SAC" else {}
+    rollouts: dict[str, Any] = dict(train_freq=4) if algorithm == "SAC" else {}
     model = make_agent(algorithm, policy_kwargs=dict(activation_fn=nn.ReLU), **rollouts)
     env = DummyVecEnv([Changing])
     env.seed(0)

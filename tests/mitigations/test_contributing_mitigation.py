@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch as th
@@ -14,7 +15,7 @@ from sb3_plasticity.mitigations import Mitigation, MitigationCallback
 def slow_anchor() -> type[Mitigation]:
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     (code,) = re.findall(r"## Add a mitigation\n.*?```python\n(.*?)```", text, flags=re.S)
-    namespace = {}
+    namespace: dict[str, Any] = {}
     exec(code, namespace)
     result: type[Mitigation] = namespace["SlowAnchor"]
     return result

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from acting import ACTING, labels, make_acting, n_hooks, ours
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch.utils import _pytree as pytree
 
@@ -26,9 +27,10 @@ class SaveAt(BaseCallback):
     :param step: the first rollout that begins there or later
     """
 
-    def __init__(self, path, step) -> None:
+    def __init__(self, path: Path, step: int) -> None:
         super().__init__()
-        self.path, self.step, self.around = path, step, None
+        self.path, self.step = path, step
+        self.around: Any = None
 
     def _on_rollout_start(self) -> None:
         if self.around is None and self.num_timesteps >= self.step:
@@ -36,13 +38,13 @@ class SaveAt(BaseCallback):
             self.around = copy.deepcopy((self.model.env, getattr(self.model, "replay_buffer", None)))
             self.generators = random.getstate(), np.random.get_state(), th.get_rng_state()  # noqa: NPY002
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         return True
 
-    def load(self, kind):
+    def load(self, kind: type[BaseAlgorithm]) -> Any:
         """The model as it was, generators, environment and replay included."""
         env, replay = copy.deepcopy(self.around)
-        model = kind.load(self.path, env=env, force_reset=False)
+        model: Any = kind.load(self.path, env=env, force_reset=False)
         model.set_env(env, force_reset=False)
         if replay is not None:
             model.replay_buffer = replay
@@ -53,30 +55,30 @@ class SaveAt(BaseCallback):
         return model
 
 
-def everything(model):
+def everything(model: Any) -> dict[str, Any]:
     """Weights, optimizers' states and, where there is one, the mitigations'."""
     state = model.get_parameters()
     live = getattr(model, "mitigation_state", None)
     return {**state, "mitigations": {} if live is None or isinstance(live, dict) else live.state_dict()}
 
 
-def differences(one, other):
+def differences(one: Any, other: Any) -> list[Any]:
     """Paths at which two states differ."""
     left, right = (dict(pytree.tree_flatten_with_path(state)[0]) for state in (one, other))
     found = list(left.keys() ^ right.keys())
 
-    def same(a, b):
-        return th.equal(a, b) if isinstance(a, th.Tensor) else a == b
+    def same(a: Any, b: Any) -> bool:
+        return bool(th.equal(a, b) if isinstance(a, th.Tensor) else a == b)
 
     return found + [path for path in left.keys() & right.keys() if not same(left[path], right[path])]
 
 
-def weights_differ(one, other):
+def weights_differ(one: Any, other: Any) -> bool:
     return bool(differences(one.policy.state_dict(), other.policy.state_dict()))
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory):
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """For each algorithm, an agent without mitigations after half of the training."""
     found = {}
     for algorithm in ("PPO", "SAC"):
@@ -88,11 +90,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("algorithm", ["PPO", "SAC"])
 @pytest.mark.parametrize(("name", "arguments"), ACTING, ids=labels(ACTING))
-def test_a_resumed_run_is_the_uninterrupted_one(name, arguments, algorithm, plain, tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(
+    name: str, arguments: dict[str, Any], algorithm: str, plain: dict[str, Any], tmp_path: Path
+) -> None:
     if name == "rank_ascent" and algorithm == "SAC":
         pytest.skip("rank_ascent is for on-policy algorithms")
 
-    def mitigating():
+    def mitigating() -> MitigationCallback:
         return MitigationCallback([{name: arguments}])
 
     saver = SaveAt(tmp_path / "half.zip", 48)
@@ -107,11 +111,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(name, arguments, algorithm, plai
 
 
 class Stop(BaseCallback):
-    def __init__(self, error) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         if self.num_timesteps >= 24:
             raise self.error
         return True
@@ -119,7 +123,7 @@ class Stop(BaseCallback):
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize(("name", "arguments"), ACTING, ids=labels(ACTING))
-def test_no_hook_is_left(name, arguments, error) -> None:
+def test_no_hook_is_left(name: str, arguments: dict[str, Any], error: BaseException) -> None:
     model = make_acting("PPO").learn(32, callback=MitigationCallback([{name: arguments}]))
     assert n_hooks(model) == 0
     with pytest.raises(type(error)):  # while data are collected

@@ -36,7 +36,8 @@ def adam_steps(
     gradients: list[list[np.ndarray]], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> Iterator[list[np.ndarray]]:
     """Adam's steps, one list a step."""
-    m, v = [0.0, 0.0], [0.0, 0.0]
+    m: list[Any] = [0.0, 0.0]
+    v: list[Any] = [0.0, 0.0]
     for t, each in enumerate(gradients, 1):
         m = [betas[0] * a + (1 - betas[0]) * g for a, g in zip(m, each, strict=True)]
         v = [betas[1] * a + (1 - betas[1]) * g**2 for a, g in zip(v, each, strict=True)]
@@ -103,7 +104,7 @@ def test_trac() -> None:
         theta = [start + max(s.sum(), 0) * (d + step) for start, d, step in zip(START, deltas, steps, strict=True)]
     found, optimizer = run(lambda p: TRAC(p, lr=lr, discounts=betas.tolist(), s_init=0.1))
     assert max(scales) > 0
-    np.testing.assert_allclose(optimizer.state["trac"]["scale"].sum(), scales[-1], rtol=1e-6)
+    np.testing.assert_allclose(optimizer.state_dict()["state"]["trac"]["scale"].sum(), scales[-1], rtol=1e-6)
     for one, other in zip(found, theta, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
@@ -133,7 +134,7 @@ def test_muon_takes_the_matrices_and_adam_the_rest() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [UPGD, TRAC, MuonAdam])
-def test_saved_state_goes_on_bit_for_bit(optimizer: type[th.optim.Optimizer]) -> None:
+def test_saved_state_goes_on_bit_for_bit(optimizer: Callable[..., th.optim.Optimizer]) -> None:
     whole, _ = run(optimizer)
     _, first = run(optimizer, GRADIENTS[:3])
     parameters = [nn.Parameter(p.detach().clone()) for p in first.param_groups[0]["params"]]

@@ -1,6 +1,7 @@
 """Every penalty: value and gradient against autograd of the published formula, in float64; and its life on an agent."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +51,26 @@ def network() -> nn.Sequential:
 
 
 def l2(p: dict[str, th.Tensor], _start: dict[str, th.Tensor]) -> th.Tensor:
-    return sum(value.square().sum() for value in p.values())
+    return th.stack([value.square().sum() for value in p.values()]).sum()
 
 
-def l2_init(p, start):
-    return sum((value - start[name]).square().sum() for name, value in p.items() if not name.startswith("4.")) / 2
+def l2_init(p: dict[str, th.Tensor], start: dict[str, th.Tensor]) -> th.Tensor:
+    moved = [(value - start[name]).square().sum() for name, value in p.items() if not name.startswith("4.")]
+    return th.stack(moved).sum() / 2
 
 
-def wasserstein(p, start):
+def wasserstein(p: dict[str, th.Tensor], start: dict[str, th.Tensor]) -> th.Tensor:
     terms = [(v.flatten().sort().values - start[n].flatten().sort().values).square() for n, v in p.items()]
-    return sum(term.mean() for term, name in zip(terms, p, strict=True) if not name.startswith("4."))
+    return th.stack([term.mean() for term, name in zip(terms, p, strict=True) if not name.startswith("4.")]).sum()
 
 
-def parseval(p, _start):
+def parseval(p: dict[str, th.Tensor], _start: dict[str, th.Tensor]) -> th.Tensor:
     excess = {n: p[n] @ p[n].T - 2 * th.eye(len(p[n]), dtype=th.float64) for n in ("3.weight", "6.weight")}
-    return sum((64 / len(value)) ** 2 * value.square().sum() for value in excess.values())
+    return th.stack([(64 / len(value)) ** 2 * value.square().sum() for value in excess.values()]).sum()
 
 
-def spectral(p, _start):
-    loss = 0
+def spectral(p: dict[str, th.Tensor], _start: dict[str, th.Tensor]) -> th.Tensor:
+    loss = th.zeros((), dtype=th.float64)
     for name, value in p.items():
         if value.ndim > 1:
             loss = loss + (th.linalg.svdvals(value.flatten(1))[0] ** 2 - 1) ** 2
@@ -79,7 +81,7 @@ def spectral(p, _start):
     return loss
 
 
-FORMULAS = {
+FORMULAS: dict[type[Mitigation], Callable[[dict[str, th.Tensor], dict[str, th.Tensor]], th.Tensor]] = {
     L2: l2,
     L2Init: l2_init,
     RegenerativeWasserstein: wasserstein,
@@ -99,21 +101,21 @@ def test_value_and_gradient_are_those_of_the_published_formula(kind: type[Mitiga
         with th.no_grad():
             for parameter in net.parameters():
                 parameter.add_(0.1 * th.randn_like(parameter))
-        if kind is SpectralRegularization:  # the power iteration has seen these weights for a while
+        if isinstance(part, SpectralRegularization):  # the power iteration has seen these weights for a while
             for _ in range(3000):
                 for name, vectors in part.state["vectors"].items():
                     part._iterate(part.parameters[name].detach().flatten(1), *vectors)
         optimizer.zero_grad()
         net(inputs).sum().backward()
-        ours = {name: p.grad.clone() for name, p in net.named_parameters()}
+        ours = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
         value = part.logs()["penalty"]
     optimizer.zero_grad()
-    named = dict(net.named_parameters())
+    named: dict[str, th.Tensor] = dict(net.named_parameters())
     penalty = FORMULAS[kind](named, start)
     (net(inputs).sum() + 0.7 * penalty).backward()
     assert value == pytest.approx(penalty.item(), rel=1e-9)
-    for name, parameter in named.items():
-        th.testing.assert_close(ours[name], parameter.grad, rtol=1e-7, atol=1e-9)
+    for name, tensor in named.items():
+        th.testing.assert_close(ours[name], tensor.grad, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "sum"])
@@ -127,10 +129,12 @@ def test_feature_penalties_are_terms_of_the_loss(part: type[Mitigation], aggrega
     first = net[1](net[0](inputs))
     second = net[3](net[2](first))
 
-    def rank(moment):
+    def rank(moment: th.Tensor) -> th.Tensor:
         share = th.linalg.eigvalsh(moment / moment.trace()).clamp(min=1e-300)
-        return (-(share * share.log()).sum()).exp()
+        entropy: th.Tensor = -(share * share.log()).sum()
+        return entropy.exp()
 
+    mitigation: Mitigation
     if part is FeatureNorm:
         penalty = (first.square().sum(1).mean() + second.square().sum(1).mean()) / 2
         mitigation = FeatureNorm(0.3)
@@ -140,7 +144,7 @@ def test_feature_penalties_are_terms_of_the_loss(part: type[Mitigation], aggrega
         penalty = -(rank(first.T @ first) + rank(second.T @ second)) / 2
         mitigation = EffectiveRank(0.3)
     (net[4](second).square().sum() + 0.3 * penalty).backward()
-    expected = [p.grad.clone() for p in net.parameters()]
+    expected = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     optimizer = th.optim.SGD(net.parameters(), lr=1.0)
     optimizer.zero_grad()
     with mitigate(net, optimizer, [mitigation]):
@@ -153,8 +157,11 @@ def test_decoupled_decay_is_adamw_bit_for_bit() -> None:
     nets = []
     for ours in (True, False):
         net = network()
-        kind = th.optim.Adam if ours else th.optim.AdamW
-        optimizer = kind(net.parameters(), lr=0.01, **({} if ours else {"weight_decay": 0.25}))
+        optimizer: th.optim.Optimizer = (
+            th.optim.Adam(net.parameters(), lr=0.01)
+            if ours
+            else th.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.25)
+        )
         parts = [L2(0.125, decoupled=True)] if ours else []
         th.manual_seed(1)
         with mitigate(net, optimizer, parts):
@@ -177,7 +184,7 @@ def test_ppo_with_two_mitigations_is_ppo_l2er(interval: int) -> None:
         th.testing.assert_close(value, theirs.policy.state_dict()[name], rtol=0, atol=1e-6)
 
 
-PARTS = {
+PARTS: dict[str, dict[str, Any]] = {
     "l2": dict(coef=0.1),
     "l2_init": dict(coef=0.1),
     "regenerative_wasserstein": dict(coef=0.1, interval=3),
@@ -223,7 +230,7 @@ def test_churn_is_measured_between_two_updates() -> None:
         states.append(float((now - before["outputs"][0]).square().mean()))
         return gradient(net)
 
-    part._churn_gradients = spy  # type: ignore[method-assign]
+    part._churn_gradients = spy  # type: ignore[method-assign, assignment]
     model.learn(16, callback=MitigationCallback(part))
     assert [value for _, value in churn] == pytest.approx(states, rel=1e-5)
     assert len(states) == 3 and min(states) > 0  # the first of four updates has no predecessor
@@ -246,6 +253,8 @@ def test_bad_input_is_one_sentence_before_training() -> None:
     with pytest.raises(ValueError, match="TRPO moves its policy without one"):
         make_agent("TRPO").learn(16, callback=MitigationCallback([L2(networks=["policy"])]))
     with pytest.raises(ValueError, match="a number >= 0, a schedule, or 'lin_<number>'"):
-        L2("1e-3x")
-    assert L2("lin_1e-3").schedule(0.5) == pytest.approx(5e-4)
-    assert np.isclose(L2(lambda progress: progress).schedule(0.25), 0.25)
+        make_mitigations([{"l2": {"coef": "1e-3x"}}])
+    (linear,) = make_mitigations([{"l2": {"coef": "lin_1e-3"}}])
+    own = L2(lambda progress: progress)
+    assert linear.schedule is not None and linear.schedule(0.5) == pytest.approx(5e-4)
+    assert own.schedule is not None and np.isclose(own.schedule(0.25), 0.25)

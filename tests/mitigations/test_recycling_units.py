@@ -19,13 +19,13 @@ from sb3_plasticity.mitigations.recycling import (
     SelfNormalizedResets,
 )
 
-BUSY = {
+BUSY: dict[str, Callable[[], Mitigation]] = {
     "cbp": lambda: ContinualBackprop(0.3, maturity_threshold=1),
     "redo": lambda: ReDo(tau=0.9, every=2),
     "regrama": lambda: ReGraMa(tau=0.9, every=3),
     "cpr": lambda: CalibratedPartialResets(rho=0.3, every=3),
 }
-IDLE = {
+IDLE: dict[str, Callable[[], Mitigation]] = {
     "cbp": lambda: ContinualBackprop(0.0, maturity_threshold=1),
     "redo": lambda: ReDo(tau=0.9, every=10**6),
     "regrama": lambda: ReGraMa(tau=0.9, every=10**6),
@@ -37,15 +37,19 @@ def three_units(weights: list[float], outgoing: list[float]) -> nn.Sequential:
     """A network of one input, three ReLU units and one output."""
     net = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1))
     with th.no_grad():
-        net[0].weight.copy_(th.tensor(weights)[:, None])
-        net[2].weight.copy_(th.tensor(outgoing)[None])
-        net[0].bias.zero_()
-        net[2].bias.zero_()
+        net.get_parameter("0.weight").copy_(th.tensor(weights)[:, None])
+        net.get_parameter("2.weight").copy_(th.tensor(outgoing)[None])
+        net.get_parameter("0.bias").zero_()
+        net.get_parameter("2.bias").zero_()
     return net
 
 
 def steps(
-    net: Any, mitigation: Mitigation, n: int, optimizer=None, loss: Callable[..., Any] = lambda out: out.mean()
+    net: Any,
+    mitigation: Mitigation,
+    n: int,
+    optimizer: th.optim.Optimizer | None = None,
+    loss: Callable[[th.Tensor], th.Tensor] = lambda out: out.mean(),
 ) -> Mitigation:
     """Updates that by themselves change nothing, on the inputs 1 and 3."""
     optimizer = optimizer or th.optim.SGD(net.parameters(), lr=0.0)
@@ -72,11 +76,11 @@ def test_continual_backprop_recycles_the_least_useful(utility: str, worst: int) 
     before = copy.deepcopy(net.state_dict())
     part = steps(net, ContinualBackprop(0.34, maturity_threshold=2, utility=utility, decay_rate=0.5), 3)
     assert part.state["recycled"] == 1
-    changed = [i for i in range(3) if net[0].weight[i] != before["0.weight"][i]]
-    assert changed == [worst] and net[2].weight[0, worst] == 0
+    changed = [i for i in range(3) if net.get_parameter("0.weight")[i] != before["0.weight"][i]]
+    assert changed == [worst] and net.get_parameter("2.weight")[0, worst] == 0
     # The mean output over the batch is what it was: the contribution has moved.
     mean = th.relu(2 * before["0.weight"][worst, 0]) * before["2.weight"][0, worst]
-    assert net[2].bias.item() == pytest.approx(mean.item(), rel=1e-6)
+    assert net.get_parameter("2.bias").item() == pytest.approx(mean.item(), rel=1e-6)
     assert part.state["layers"]["0"]["age"].tolist() == [0 if i == worst else 3 for i in range(3)]
 
 
@@ -91,8 +95,8 @@ def test_continual_backprop_protects_the_young_and_accumulates_fractions() -> No
 def test_redo_recycles_the_dormant() -> None:
     net = three_units([2.0, 0.05, -1.0], [1.0, 1.0, 1.0])  # scores 2.93, .073, 0
     part = steps(net, ReDo(tau=0.05, every=1), 1)
-    assert part.state["recycled"] == 1 and net[2].weight[0].tolist() == [1, 1, 0]
-    assert net[2].bias.item() == 0
+    assert part.state["recycled"] == 1 and net.get_parameter("2.weight")[0].tolist() == [1, 1, 0]
+    assert net.get_parameter("2.bias").item() == 0
     part = steps(three_units([2.0, 0.05, -1.0], [1.0, 1.0, 1.0]), ReDo(tau=0.1, every=1), 1)
     assert part.state["recycled"] == 2
 
@@ -102,7 +106,11 @@ def test_regrama_recycles_units_without_gradient() -> None:
     part = steps(net, ReGraMa(tau=0.01, every=2), 1)
     assert part.state["recycled"] == 0
     part = steps(net, ReGraMa(tau=0.01, every=2), 2)
-    assert part.state["recycled"] == 1 and net[2].weight[0, 1] == 0 and net[2].weight[0, 0] == 1
+    assert (
+        part.state["recycled"] == 1
+        and net.get_parameter("2.weight")[0, 1] == 0
+        and net.get_parameter("2.weight")[0, 0] == 1
+    )
 
 
 def test_calibrated_partial_resets_by_hand() -> None:
@@ -111,11 +119,11 @@ def test_calibrated_partial_resets_by_hand() -> None:
     steps(net, part, 1)  # u = .75, 1, 1.25
     share = [0.5, 0.5, 0.5 * 2 / (1 + 2.718281828459045**4)]
     expected = [v * (1 - s) for v, s in zip((1.0, 2.0, 3.0), share, strict=True)]
-    assert net[2].weight[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert net.get_parameter("2.weight")[0].tolist() == pytest.approx(expected, rel=1e-5)
     fresh = part.rows.fresh(part.rows.seed)["0.weight"][:, 0]
     incoming = [(1 - s) * w + s * f for w, s, f in zip((2.0, 1.0, 0.5), share, fresh.tolist(), strict=True)]
-    assert net[0].weight[:, 0].tolist() == pytest.approx(incoming, rel=1e-5)
-    assert net[2].bias.item() == 0 and part.state["layers"]["0"]["utility"].tolist() == [1, 1, 1]
+    assert net.get_parameter("0.weight")[:, 0].tolist() == pytest.approx(incoming, rel=1e-5)
+    assert net.get_parameter("2.bias").item() == 0 and part.state["layers"]["0"]["utility"].tolist() == [1, 1, 1]
 
 
 def test_self_normalized_resets_wait_for_their_own_percentile() -> None:

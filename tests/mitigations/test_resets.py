@@ -156,7 +156,7 @@ def test_plain_torch() -> None:
     ("make", "words"),
     [
         (lambda: LayerReset(when=0), "`when` must be a whole number >= 1, got 0"),
-        (lambda: LayerReset(when="tasks"), "`when` must be 'task' or a whole number >= 1, got 'tasks'"),
+        (lambda: LayerReset(when="tasks"), "`when` must be 'task' or a whole number >= 1, got 'tasks'"),  # type: ignore[arg-type]
         (lambda: LayerReset(layers=0), "`layers` must be a whole number >= 1, got 0"),
         (lambda: ShrinkHead(factor=1.5), "`factor` must be a finite number >= 0 and <= 1, got 1.5"),
         (lambda: apply(make_agent("PPO"), FIRE(networks=["critic"])), "got 'critic'"),

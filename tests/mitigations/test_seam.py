@@ -1,6 +1,7 @@
 """The seam: hooks act where they should, leave no trace, and their state survives."""
 
 import gc
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,18 @@ from sb3_plasticity.mitigations import L2, Mitigation, MitigationCallback, attac
 class Everything(Mitigation):
     """Uses every hook, and does nothing at strength 0."""
 
-    def __init__(self, coef: float = 0.0, networks=None, interval: int = 1) -> None:
+    def __init__(self, coef: float = 0.0, networks: Iterable[str] | None = None, interval: int = 1) -> None:
         super().__init__(coef, networks=networks, interval=interval)
-        self.calls = []
+        self.calls: list[tuple[Any, ...]] = []
 
-    def gradient(self, name: str, parameter: th.Tensor, strength: float) -> th.Tensor:
+    def gradient(self, name: str, parameter: th.Tensor, strength: Any, *constants: th.Tensor) -> th.Tensor:
         self.calls.append(("gradient", name))
-        return strength * parameter
+        result: th.Tensor = strength * parameter
+        return result
 
-    def feature_penalty(self, network, features):
+    def feature_penalty(self, network: Network, features: Mapping[str, th.Tensor]) -> th.Tensor:
         self.calls.append(("features", network.name, tuple(features)))
-        return sum(value.square().sum() for value in features.values())
+        return th.stack([value.square().sum() for value in features.values()]).sum()
 
     def records(self, network: Network) -> tuple[str, ...]:
         return network.features
@@ -36,7 +38,7 @@ class Everything(Mitigation):
     def before_update(self, networks: tuple[Network, ...]) -> None:
         self.calls.append(("before", *(network.name for network in networks)))
 
-    def after_update(self, networks) -> None:
+    def after_update(self, networks: tuple[Network, ...]) -> None:
         self.calls.append(("after", *(network.name for network in networks)))
 
     def rollout_start(self) -> None:
@@ -93,7 +95,7 @@ def test_features_act_on_a_networks_own_training_passes_alone() -> None:
         return result
 
     part = Everything(10.0, networks=["critic_0", "critic_1"])
-    part.gradient = lambda name, parameter, strength: th.zeros_like(parameter)  # type: ignore[method-assign]
+    part.gradient = lambda _name, parameter, *_: th.zeros_like(parameter)  # type: ignore[method-assign]
     plain, model = learn(), learn(callback=MitigationCallback(part))
     assert all(th.equal(p, q) for p, q in zip(model.actor.parameters(), plain.actor.parameters(), strict=True))
     n_updates = sum(call[0] == "after" for call in part.calls)
@@ -101,7 +103,7 @@ def test_features_act_on_a_networks_own_training_passes_alone() -> None:
 
 
 class Stop(BaseCallback):
-    def __init__(self, error, at) -> None:
+    def __init__(self, error: BaseException, at: int) -> None:
         super().__init__()
         self.error, self.at = error, at
 
@@ -123,7 +125,7 @@ def test_no_hook_is_left_when_collecting_data_raises(name: str, error: BaseExcep
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
 def test_no_hook_is_left_when_a_mitigation_raises(error: BaseException) -> None:
     class Raises(Everything):
-        def after_update(self, networks) -> None:
+        def after_update(self, networks: tuple[Network, ...]) -> None:
             raise error
 
     model = make_agent("PPO")
@@ -135,10 +137,11 @@ def test_no_hook_is_left_when_a_mitigation_raises(error: BaseException) -> None:
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
 def test_hooks_of_an_update_that_broke_off_do_nothing_and_go(error: BaseException) -> None:
     model = make_agent("PPO")
-    part, updates = Everything(1.0), []
+    part = Everything(1.0)
+    updates: list[None] = []
     step = model.policy.optimizer.step
 
-    def breaks(*args: Any, **kwargs: Any):
+    def breaks(*args: Any, **kwargs: Any) -> Any:
         updates.append(None)
         if len(updates) == 2:
             raise error
@@ -195,16 +198,17 @@ def test_a_resumed_run_goes_on_as_an_uninterrupted_one(name: str, tmp_path: Path
         def setup(self) -> None:
             self.state.setdefault("mean", {name: p.detach().clone() for name, p in self.parameters.items()})
 
-        def constants(self, name: str) -> tuple[th.Tensor]:
+        def constants(self, name: str) -> tuple[th.Tensor, ...]:
             return (self.state["mean"][name],)
 
-        def gradient(self, name, parameter, strength, mean):
-            return strength * (parameter - mean)
+        def gradient(self, name: str, parameter: th.Tensor, strength: Any, *constants: th.Tensor) -> th.Tensor:
+            result: th.Tensor = strength * (parameter - constants[0])
+            return result
 
-        def feature_penalty(self, network, features):
-            return sum(value.square().mean() for value in features.values())
+        def feature_penalty(self, network: Network, features: Mapping[str, th.Tensor]) -> th.Tensor:
+            return th.stack([value.square().mean() for value in features.values()]).sum()
 
-        def after_update(self, networks) -> None:
+        def after_update(self, networks: tuple[Network, ...]) -> None:
             for key, value in self.state["mean"].items():
                 noise = th.randn(value.shape, generator=self.generator)
                 value.lerp_(self.parameters[key].detach() + noise, 0.1)
@@ -218,7 +222,8 @@ def test_a_resumed_run_goes_on_as_an_uninterrupted_one(name: str, tmp_path: Path
             model.save(tmp_path / "model.zip")
             if name != "PPO":
                 model.save_replay_buffer(tmp_path / "buffer")
-            model = ALGORITHMS[name][0].load(tmp_path / "model.zip", env=model.get_env())
+            algorithm: Any = ALGORITHMS[name][0]
+            model = algorithm.load(tmp_path / "model.zip", env=model.get_env())
             if name != "PPO":
                 model.load_replay_buffer(tmp_path / "buffer")
             callback = MitigationCallback([Remembers(), Remembers()])
@@ -238,7 +243,7 @@ def test_mitigations_log_under_their_names() -> None:
     records = {}
 
     class Records(Logger):
-        def record(self, key: str, value: float, exclude: str | None = None) -> None:
+        def record(self, key: str, value: Any, exclude: str | tuple[str, ...] | None = None) -> None:
             records[key] = value
 
     model = make_agent("PPO")
@@ -253,7 +258,7 @@ def test_plain_torch() -> None:
     optimizer = th.optim.SGD(net.parameters(), lr=0.1)
     inputs = th.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=th.float64)
     net(inputs).square().sum().backward()
-    expected = [p.detach() - 0.1 * (p.grad + 2 * 0.3 * p.detach()) for p in net.parameters()]
+    expected = [p.detach() - 0.1 * (p.grad + 2 * 0.3 * p.detach()) for p in net.parameters() if p.grad is not None]
     optimizer.zero_grad()
     part = Everything()
     with mitigate(net, optimizer, [L2(0.3), part]) as task_change:
