@@ -58,10 +58,9 @@ format: $(DEVELOP)  ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-TYPED_TESTS := tests/agents tests/callbacks tests/common tests/curvature tests/envs tests/check_oldest.py tests/check_wheel.py tests/clean_environment.py
 # mypy does not follow the mapping of envs/ to sb3_plasticity.envs: two targets.
 type: $(DEVELOP)  ## mypy, strict
-	$(BIN)/mypy sb3_plasticity examples benchmarks docs $(TYPED_TESTS)
+	$(BIN)/mypy sb3_plasticity examples benchmarks docs tests
 	$(BIN)/mypy envs
 
 docs: $(DEVELOP)  ## build the documentation, tutorials executed, warnings as errors

@@ -6,12 +6,16 @@ import re
 import struct
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch as th
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
@@ -21,17 +25,18 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
-def example():
+def example() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
         spec = importlib.util.spec_from_file_location("continual_images", EXAMPLES / "continual_images.py")
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         yield module
 
 
 @pytest.fixture
-def small(example, monkeypatch):
+def small(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few units, minibatches of 400, and 8 images and 6 Lanczos steps for each Hessian."""
     monkeypatch.setattr(example, "CHANNELS", (2, 2, 4))
     monkeypatch.setattr(example, "UNITS", 8)
@@ -41,7 +46,7 @@ def small(example, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def fashion(tmp_path_factory):
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noise whose mean depends on the class."""
     folder, generator = tmp_path_factory.mktemp("fashion"), np.random.default_rng(0)
     for part, count in (("train", 600), ("t10k", 100)):
@@ -53,11 +58,11 @@ def fashion(tmp_path_factory):
     return folder
 
 
-def settings(fashion, out, tasks=3):
+def settings(fashion: Path, out: Path, tasks: int = 3) -> Namespace:
     return Namespace(data=fashion, tasks=tasks, every=2, l2_coef=1e-4, er_coef=1e-3, out=out)
 
 
-def test_bp_is_plain_adam(example, small, fashion, tmp_path):
+def test_bp_is_plain_adam(example: ModuleType, small: None, fashion: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(example.run("BP", 5, settings(fashion, tmp_path)))
     order, tasks = th.Generator().manual_seed(5), list(example.image_tasks(fashion, 3, 5))
     network = example.make_network(tasks[0].train_images[0], 5)
@@ -78,14 +83,15 @@ def test_bp_is_plain_adam(example, small, fashion, tmp_path):
 
 
 def test_the_hessian_is_that_of_the_new_task_under_the_old_weights_and_a_new_head(
-    example, small, fashion, tmp_path, monkeypatch
-):
+    example: ModuleType, small: None, fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     before = example.measure
 
-    def watched(network, task, info, folder):
+    def watched(network: nn.Sequential, task: Any, info: dict[str, Any], folder: Path) -> dict[str, float]:
         seen.append((task.name, {name: value.clone() for name, value in network.state_dict().items()}))
-        return before(network, task, info, folder)
+        result: dict[str, float] = before(network, task, info, folder)
+        return result
 
     monkeypatch.setattr(example, "measure", watched)
     rows = pd.read_csv(example.run("BP", 1, settings(fashion, tmp_path)))
@@ -104,7 +110,9 @@ def test_the_hessian_is_that_of_the_new_task_under_the_old_weights_and_a_new_hea
     assert rows.hessian_rank.isna().tolist() == [False, True, False]
 
 
-def test_methods_start_from_equal_weights_and_differ_by_their_mitigations(example, small, fashion, tmp_path):
+def test_methods_start_from_equal_weights_and_differ_by_their_mitigations(
+    example: ModuleType, small: None, fashion: Path, tmp_path: Path
+) -> None:
     (task,) = example.image_tasks(fashion, 1, 0)
     a, b, c = (
         parameters_to_vector(example.make_network(task.train_images[0], seed).parameters()) for seed in (0, 0, 1)
@@ -123,7 +131,9 @@ def test_methods_start_from_equal_weights_and_differ_by_their_mitigations(exampl
     )
 
 
-def test_the_same_command_goes_on_and_counts_whole_seeds(example, small, fashion, tmp_path):
+def test_the_same_command_goes_on_and_counts_whole_seeds(
+    example: ModuleType, small: None, fashion: Path, tmp_path: Path
+) -> None:
     done = example.run("BP", 0, settings(fashion, tmp_path))
     before = done.stat().st_mtime_ns
     assert example.run("BP", 0, settings(fashion, tmp_path)) == done and done.stat().st_mtime_ns == before
@@ -134,14 +144,19 @@ def test_the_same_command_goes_on_and_counts_whole_seeds(example, small, fashion
     assert whole.groupby(["method", "seed"]).size().to_dict() == {("BP", 0): 3, ("L2", 0): 3}
 
 
-def rows_of(method, seed, accuracy, rank):
+def rows_of(method: str, seed: int, accuracy: np.ndarray, rank: np.ndarray) -> pd.DataFrame:
     n = len(accuracy)
-    columns = {"accuracy": accuracy, "test_accuracy": accuracy, "effective_rank": np.ones(n), "hessian_rank": rank}
+    columns: dict[str, Any] = {
+        "accuracy": accuracy,
+        "test_accuracy": accuracy,
+        "effective_rank": np.ones(n),
+        "hessian_rank": rank,
+    }
     table = pd.DataFrame({"method": method, "seed": seed, "task": range(n), **columns})
     return table.assign(hessian_rank_low=table.hessian_rank - 0.01, hessian_rank_high=table.hessian_rank + 0.01)
 
 
-def test_report_by_hand(example):
+def test_report_by_hand(example: ModuleType) -> None:
     """BP falls by 20 points where L2 stays; the rank of every task start is a tenth of its accuracy."""
     falls = np.r_[1.0, np.full(3, 0.9), np.full(4, 0.8), np.full(4, 0.7)]
     tables = [rows_of("BP", seed, falls + 0.01 * seed, (falls + 0.01 * seed) / 10) for seed in (0, 1)]
@@ -158,12 +173,19 @@ def test_report_by_hand(example):
     assert "2 points wide" in text
 
 
-def run_main(example, monkeypatch, *words):
+def run_main(example: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["continual_images.py", *map(str, words)])
     example.main()
 
 
-def test_command_line(example, small, fashion, tmp_path, monkeypatch, capsys):
+def test_command_line(
+    example: ModuleType,
+    small: None,
+    fashion: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for method in ("BP", "Reset"):
         example.run(method, 0, settings(fashion, tmp_path))
     given = ["--data", fashion, "--tasks", 3, "--every", 2, "--seeds", 1, "--methods", "BP", "Reset", "--out", tmp_path]
@@ -184,7 +206,7 @@ def test_command_line(example, small, fashion, tmp_path, monkeypatch, capsys):
         assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_continual_imagenet(example, small, tmp_path):
+def test_continual_imagenet(example: ModuleType, small: None, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for number in range(4):
         images = generator.integers(0, 100, (620, 3, 32, 32), dtype=np.uint8) + np.uint8(30 * number)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,7 +12,7 @@ from sb3_plasticity import CurvatureCallback, PlasticityCallback, load_spectra
 CONTRIBUTING = Path(__file__).parent.parent / "CONTRIBUTING.md"
 
 
-def run_section(title):
+def run_section(title: str) -> dict[str, Any]:
     (section,) = re.findall(rf"## {title}\n(.*?)(?=\n## )", CONTRIBUTING.read_text(), re.S)
     namespace = {"__name__": "stranger"}
     for code in re.findall(r"```python\n(.*?)```", section, re.S):
@@ -19,7 +20,7 @@ def run_section(title):
     return namespace
 
 
-def test_a_strangers_algorithm_works_in_both_callbacks(tmp_path):
+def test_a_strangers_algorithm_works_in_both_callbacks(tmp_path: Path) -> None:
     algorithm = run_section("Add an algorithm")["Reinforce"]
     states = []
     for instruments in (False, True):
@@ -39,11 +40,12 @@ def test_a_strangers_algorithm_works_in_both_callbacks(tmp_path):
         for phase in ("start", "periodic")
     }
     assert set(table.algorithm) == {"Reinforce"}
-    measures = callbacks[1].measures
+    plasticity: Any = callbacks[1]
+    measures = plasticity.measures
     assert measures["policy/gradient_norm"] > 0 and measures["value/churn"] > 0
 
 
-def test_a_strangers_metric(tmp_path):
+def test_a_strangers_metric(tmp_path: Path) -> None:
     from stable_baselines3 import DQN
 
     callback = run_section("Add a metric")["callback"]

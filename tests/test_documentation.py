@@ -69,30 +69,30 @@ SHORTER_COMMANDS = {
 }
 
 
-def pages():
+def pages() -> list[Path]:
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     found += sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parts[len(ROOT.parts) + 1] not in GENERATED)
     return [path for path in found if fences(path)]
 
 
-def fences(path):
+def fences(path: Path) -> list[tuple[str, str]]:
     """Language and text of a page's code blocks, in their order."""
     tokens = MarkdownIt().parse(path.read_text(encoding="utf-8"))
     return [(token.info, token.content) for token in tokens if token.type == "fence"]
 
 
-def shell_lines(text):
+def shell_lines(text: str) -> list[str]:
     return [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
 
 
-def shorter(code):
+def shorter(code: str) -> str:
     for stands, runs in SHORTER:
         code = code.replace(stands, runs)
     return code
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder that the pages speak of."""
     folder = tmp_path_factory.mktemp("run")
     options = ["--algo", "ppo_l2er", "--env", "SlipperyAnt-v0", "-f", str(folder / "logs")]
@@ -101,7 +101,7 @@ def finished_run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_page(path, finished_run, tmp_path, monkeypatch):
+def test_page(path: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = fences(path)
     shutil.copytree(finished_run, tmp_path / "logs")
     for name in ("docs", "studies"):
@@ -121,7 +121,7 @@ def test_page(path, finished_run, tmp_path, monkeypatch):
             assert language == "bibtex" or language.startswith("{"), f"{path}: who checks {language!r}?"
 
 
-def run(line):
+def run(line: str) -> None:
     command, *arguments = shlex.split(line)
     if command == "make":
         assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text()
@@ -134,7 +134,7 @@ def run(line):
         assert main([*arguments, *([] if resumed_or_loaded else SHORTER_COMMANDS[arguments[0]])]) == 0
 
 
-def check_yaml(text):
+def check_yaml(text: str) -> None:
     content = yaml.safe_load(text)
     if "methods" in content:
         Path("page.yml").write_text(text)
@@ -144,7 +144,7 @@ def check_yaml(text):
             check_entry(entry, env_id, "ppo", env_id)
 
 
-def test_nothing_that_is_left_out_has_become_stale():
+def test_nothing_that_is_left_out_has_become_stale() -> None:
     blocks = [block for path in pages() for block in fences(path)]
     code = "\n".join(text for _, text in blocks)
     lines = [line for language, text in blocks if language == "bash" for line in shell_lines(text)]

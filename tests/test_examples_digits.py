@@ -6,6 +6,7 @@ import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from sb3_plasticity import load_spectra, mitigate
 PATH = Path(__file__).parents[1] / "examples" / "continual_digits.py"
 sys.path.insert(0, str(PATH.parent))  # as for a script: what the examples share lies beside them
 SPEC = importlib.util.spec_from_file_location("continual_digits", PATH)
+assert SPEC is not None and SPEC.loader is not None
 example = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(example)
 
@@ -28,7 +30,7 @@ ARGS = Namespace(tasks=2, every=1, l2_coef=1e-4, er_coef=1e-3)
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory):
+def tables(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     """Every method on two tasks of two seeds: 320 digits, 40 rows and 10 Lanczos steps for each Hessian."""
     folder = tmp_path_factory.mktemp("digits")
     digits = example.load_digits()
@@ -42,14 +44,14 @@ def tables(tmp_path_factory):
     return folder, pd.concat(runs, ignore_index=True)
 
 
-def small_task(n_samples=96):
+def small_task(n_samples: int = 96) -> tuple[th.Tensor, th.Tensor, list[th.Tensor]]:
     rng = th.Generator().manual_seed(3)
     images = th.rand(n_samples, 64, generator=rng)
     labels = th.randint(10, (n_samples,), generator=rng)
     return images, labels, list(th.randperm(n_samples, generator=rng).split(32))
 
 
-def test_tasks_and_weights_depend_on_the_seed_alone():
+def test_tasks_and_weights_depend_on_the_seed_alone() -> None:
     first, again, other = (list(example.make_tasks(seed, 2, 100)) for seed in (0, 0, 1))
     for a, b in zip(first, again, strict=True):
         assert th.equal(a.pixels, b.pixels) and th.equal(a.classes, b.classes)
@@ -61,7 +63,7 @@ def test_tasks_and_weights_depend_on_the_seed_alone():
     assert len(a) == 3 * (64 * 64 + 64) + 64 * 10 + 10
 
 
-def test_a_task_shows_every_image_twice():
+def test_a_task_shows_every_image_twice() -> None:
     (task,) = example.make_tasks(0, 1, 1797)
     assert task.pixels.sort().values.tolist() == list(range(64))
     assert task.classes.sort().values.tolist() == list(range(10))
@@ -69,7 +71,7 @@ def test_a_task_shows_every_image_twice():
     assert th.cat(task.batches).bincount().tolist() == [2] * 1797
 
 
-def test_bp_is_plain_training_bit_for_bit():
+def test_bp_is_plain_training_bit_for_bit() -> None:
     images, labels, batches = small_task()
     ours, plain = example.make_network(0), example.make_network(0)
     adam = [th.optim.Adam(network.parameters(), lr=3e-3) for network in (ours, plain)]
@@ -87,14 +89,15 @@ def test_bp_is_plain_training_bit_for_bit():
     assert accuracy == right / 96 and loss == pytest.approx(np.mean(losses), rel=1e-6)
 
 
-def effective_rank(features):
+def effective_rank(features: np.ndarray) -> float:
     """exp of the entropy of E[a a^T]'s normalised eigenvalues, written down once more."""
     shares = np.linalg.eigvalsh(features.T @ features / len(features)).clip(1e-30)
     shares = shares / shares.sum()
-    return np.exp(-(shares * np.log(shares)).sum())
+    result: float = np.exp(-(shares * np.log(shares)).sum())
+    return result
 
 
-def test_l2_er_descends_the_objective():
+def test_l2_er_descends_the_objective() -> None:
     """
     Central differences in float64 of cross-entropy + l2 ||theta||^2 - 4 er mean_l erank(a_l), the rank in every fourth
     step.
@@ -103,10 +106,10 @@ def test_l2_er_descends_the_objective():
     images = images.double()
     network = example.make_network(0).double()
 
-    def vector():
+    def vector() -> th.Tensor:
         return nn.utils.parameters_to_vector(network.parameters()).detach().clone()
 
-    def objective(vector, er_coef):
+    def objective(vector: th.Tensor, er_coef: float) -> float:
         nn.utils.vector_to_parameters(vector, network.parameters())
         features, ranks = images, []
         with th.no_grad():
@@ -114,7 +117,7 @@ def test_l2_er_descends_the_objective():
                 features = layer(features)
                 ranks += [effective_rank(features.numpy())] if isinstance(layer, nn.ReLU) else []
             value = F.cross_entropy(network[-1](features), labels) + 0.1 * vector.square().sum()
-        return float(value) - 4 * er_coef * np.mean(ranks)
+        return float(value) - 4 * er_coef * float(np.mean(ranks))
 
     direction = th.randn(len(vector()), generator=th.Generator().manual_seed(0), dtype=th.float64)
     sgd = th.optim.SGD(network.parameters(), lr=1e-2)
@@ -129,9 +132,9 @@ def test_l2_er_descends_the_objective():
             assert -float((vector() - theta) @ direction) / 1e-2 == pytest.approx(slope, rel=1e-6)
 
 
-def test_methods_differ_by_their_terms_only(tables):
+def test_methods_differ_by_their_terms_only(tables: tuple[Path, pd.DataFrame]) -> None:
     _, table = tables
-    first = table[table.task == 0].set_index(["seed", "method"])
+    first: Any = table[table.task == 0].set_index(["seed", "method"])
     for seed in (0, 1):
         # Before any training all methods of one activation are one network on one task.
         activations = {name: method.activation.__name__ for name, method in example.METHODS.items()}
@@ -148,7 +151,7 @@ def test_methods_differ_by_their_terms_only(tables):
     assert len(table) == 2 * 2 * len(example.METHODS) and table.accuracy.between(0, 1).all()
 
 
-def test_a_run_that_was_broken_off_goes_on(tables, monkeypatch):
+def test_a_run_that_was_broken_off_goes_on(tables: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, table = tables
     monkeypatch.setattr(example, "load_digits", lambda: pytest.fail("trained again"))
     again = example.run("ER", 1, ARGS, folder)
@@ -156,7 +159,7 @@ def test_a_run_that_was_broken_off_goes_on(tables, monkeypatch):
     pd.testing.assert_frame_equal(again, expected)
 
 
-def test_methods_are_split_by_their_loss():
+def test_methods_are_split_by_their_loss() -> None:
     """BP falls by 12.5 points on both seeds, ER on one and rises on the other, the others stay."""
     rows = []
     for method, seed, task in itertools.product(example.METHODS, (0, 1), range(30)):
@@ -167,7 +170,7 @@ def test_methods_are_split_by_their_loss():
     assert example.changes(pd.DataFrame(rows))["BP"].value == pytest.approx(-12.5)
 
 
-def test_rows_equal_the_saved_spectra(tables):
+def test_rows_equal_the_saved_spectra(tables: tuple[Path, pd.DataFrame]) -> None:
     folder, table = tables
     spectra = load_spectra(folder / "spectra", epsilon=(0.1, 0.01))
     assert len(spectra) == 2 * len(table) and set(spectra.dim) == {13_130}
@@ -181,7 +184,7 @@ def test_rows_equal_the_saved_spectra(tables):
     assert max(ggn.epsilon_rank(ggn.rounding, normalized=False) for ggn in ggns) <= 72
 
 
-def test_curvature_is_that_of_the_cross_entropy():
+def test_curvature_is_that_of_the_cross_entropy() -> None:
     """For a linear network the Hessian is the GGN; its trace is mean_n |(x, 1)|^2 (1 - |p|^2)."""
     images, labels, _ = small_task(40)
     network = nn.Sequential(nn.Linear(64, 10))
@@ -192,7 +195,7 @@ def test_curvature_is_that_of_the_cross_entropy():
     assert spectra["hessian"].largest == pytest.approx(spectra["ggn"].largest, rel=1e-4)
 
 
-def linear_table(offsets):
+def linear_table(offsets: dict[str, float]) -> pd.DataFrame:
     """Accuracy = rank + the method's offset: a perfect line within each method."""
     rows = itertools.product(range(3), offsets, range(5))
     return pd.DataFrame(
@@ -204,7 +207,7 @@ def linear_table(offsets):
     )
 
 
-def test_fit_leaves_out_the_fresh_network_and_differences_between_methods():
+def test_fit_leaves_out_the_fresh_network_and_differences_between_methods() -> None:
     table = linear_table({"BP": 0.0, "L2": 0.5})
     table.loc[table.task == 0, "accuracy"] = 7.0
     x, y = table[table.task > 0][["hessian_rank", "accuracy"]].to_numpy().T
@@ -218,11 +221,16 @@ def test_fit_leaves_out_the_fresh_network_and_differences_between_methods():
     assert [fit.r_squared.low, fit.r_squared.value, fit.slope] == pytest.approx([1, 1, 1])
 
 
-def test_command_reports_and_draws(tables, tmp_path, monkeypatch, capsys):
+def test_command_reports_and_draws(
+    tables: tuple[Path, pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Everything but the processes, whose work is the fixture's."""
     folder, table = tables
 
-    def run_all(args, new_folder):
+    def run_all(args: Namespace, new_folder: Path) -> pd.DataFrame:
         assert (new_folder / "settings.json").exists()
         assert (args.seeds, args.tasks, args.l2_coef, args.er_coef) == (5, 2, 1e-4, 1e-3)
         shutil.copytree(folder / "spectra", new_folder / "spectra")
@@ -245,7 +253,9 @@ def test_command_reports_and_draws(tables, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("bad", ["--seeds 0", "--tasks 5", "--er-coef nan", "--l2-coef -1.0"])
-def test_bad_arguments_are_refused_at_once(bad, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_are_refused_at_once(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["continual_digits.py", "--out", str(tmp_path), *bad.split()])
     with pytest.raises(SystemExit):
         example.main()

@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import struct
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,20 +14,21 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
-def image_tasks():
+def image_tasks() -> ModuleType:
     spec = importlib.util.spec_from_file_location("image_tasks", EXAMPLES / "image_tasks.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def write_idx(path, array, packed=True):
+def write_idx(path: Path, array: np.ndarray, packed: bool = True) -> None:
     content = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(content) if packed else content)
 
 
 @pytest.fixture(scope="module")
-def fashion(tmp_path_factory):
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class c has images whose pixel (row, column) is its block's number plus 49 where the class is odd."""
     folder = tmp_path_factory.mktemp("fashion")
     blocks = np.kron(np.arange(49).reshape(7, 7), np.ones((4, 4))).astype(np.uint8)
@@ -39,7 +41,7 @@ def fashion(tmp_path_factory):
     return folder
 
 
-def test_fashion_tasks(image_tasks, fashion):
+def test_fashion_tasks(image_tasks: ModuleType, fashion: Path) -> None:
     tasks = list(image_tasks.image_tasks(fashion, 91, seed=0))
     assert len({task.name for task in tasks}) <= 90  # 45 pairs, inverted or not
     for task in tasks[:4]:
@@ -50,7 +52,7 @@ def test_fashion_tasks(image_tasks, fashion):
     assert len({task.name.split(",")[0] for task in tasks[:45]}) == 45
 
 
-def test_blocks_are_permuted_and_every_second_task_is_inverted(image_tasks, fashion):
+def test_blocks_are_permuted_and_every_second_task_is_inverted(image_tasks: ModuleType, fashion: Path) -> None:
     first, second = image_tasks.image_tasks(fashion, 2, seed=3)
     for task in (first, second):
         blocks = task.train_images[0, 0].reshape(7, 4, 7, 4).transpose(1, 2)
@@ -66,8 +68,8 @@ def test_blocks_are_permuted_and_every_second_task_is_inverted(image_tasks, fash
             assert bool(brighter) != inverted
 
 
-def test_tasks_depend_on_the_seed_alone(image_tasks, fashion):
-    def names(seed):
+def test_tasks_depend_on_the_seed_alone(image_tasks: ModuleType, fashion: Path) -> None:
+    def names(seed: int) -> list[str]:
         return [task.name for task in image_tasks.image_tasks(fashion, 5, seed)]
 
     (a,), (b,) = (list(image_tasks.image_tasks(fashion, 1, 7)) for _ in range(2))
@@ -75,7 +77,7 @@ def test_tasks_depend_on_the_seed_alone(image_tasks, fashion):
     assert th.equal(a.train_images, b.train_images)
 
 
-def test_continual_imagenet_layout(image_tasks, tmp_path):
+def test_continual_imagenet_layout(image_tasks: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "classes").mkdir()
     for number in range(4):
         array = np.full((602, 3, 32, 32), number, np.uint8)
@@ -92,7 +94,7 @@ def test_continual_imagenet_layout(image_tasks, tmp_path):
         assert task.test_images.min() > 10, "test images are the last ones, and are scaled as the training images are"
 
 
-def test_bad_folders(image_tasks, tmp_path, fashion):
+def test_bad_folders(image_tasks: ModuleType, tmp_path: Path, fashion: Path) -> None:
     with pytest.raises(ValueError, match="`data` must be a folder with Continual ImageNet's"):
         image_tasks.image_tasks(tmp_path, 1, 0)
     np.save(tmp_path / "0.npy", np.zeros((700, 32, 32, 3), np.uint8))

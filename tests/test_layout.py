@@ -4,6 +4,7 @@ import ast
 import configparser
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ PLAIN_TORCH = [
 ]
 
 
-def imported_modules(path):
+def imported_modules(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -42,13 +43,13 @@ def imported_modules(path):
             yield "." * node.level + (node.module or "")
 
 
-def files(place):
+def files(place: str) -> list[Path]:
     path = ROOT / place
     return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
 @pytest.mark.parametrize("place", ALLOWED)
-def test_imports_point_down(place):
+def test_imports_point_down(place: str) -> None:
     own = place.removeprefix("sb3_plasticity/").removesuffix(".py")
     for path in files(place):
         for name in imported_modules(path):
@@ -57,15 +58,15 @@ def test_imports_point_down(place):
                 assert package in ALLOWED[place] | {own}, f"{path.name} imports {name}"
 
 
-def test_every_room_is_held():
+def test_every_room_is_held() -> None:
     """A new module has its arrows, too."""
     rooms = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "sb3_plasticity").rglob("__init__.py")}
     rooms |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "sb3_plasticity").glob("*.py")}
     assert rooms - {"sb3_plasticity", "sb3_plasticity/__init__.py"} <= set(ALLOWED)
 
 
-def test_a_class_name_exists_once():
-    homes = {}
+def test_a_class_name_exists_once() -> None:
+    homes: dict[str, set[Path]] = {}
     for path in (*files("sb3_plasticity"), *files("envs")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
@@ -73,7 +74,7 @@ def test_a_class_name_exists_once():
     assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
 
 
-def replaced_parts(path):
+def replaced_parts(path: Path) -> Iterator[str]:
     """Yield what a file assigns to, or deletes, of anything that it has imported."""
     tree = ast.parse(path.read_text())
     imported = {
@@ -94,7 +95,7 @@ def replaced_parts(path):
                 yield ast.unparse(target)
 
 
-def test_the_check_for_replaced_parts_sees_them(tmp_path):
+def test_the_check_for_replaced_parts_sees_them(tmp_path: Path) -> None:
     lines = ["import sys, argparse", "from matplotlib import pyplot as plt", "sys.argv = []", "sys.argv[1:] = []"]
     lines += ["plt.show = print", "setattr(argparse, 'ArgumentParser', 1)", "x = {}", "x.a = 1", "x['b'] = 2"]
     lines += ["del plt.figure"]
@@ -103,7 +104,7 @@ def test_the_check_for_replaced_parts_sees_them(tmp_path):
     assert found == {"sys.argv", "sys.argv[1:]", "plt.show", "argparse....", "plt.figure"}
 
 
-def test_nobody_replaces_parts_of_other_modules():
+def test_nobody_replaces_parts_of_other_modules() -> None:
     # rl_zoo3's dictionary of algorithms is how one is added to it; Python's documentation says to replace showwarning
     allowed = {"ALGOS['ppo_l2er']", "os.environ[name]", "warnings.showwarning"}
     for place in ("sb3_plasticity", "envs", "examples", "benchmarks"):
@@ -112,12 +113,12 @@ def test_nobody_replaces_parts_of_other_modules():
 
 
 @pytest.mark.parametrize("name", PLAIN_TORCH)
-def test_numerics_take_plain_torch(name):
+def test_numerics_take_plain_torch(name: str) -> None:
     for module in imported_modules(ROOT / "sb3_plasticity" / name):
         assert not module.startswith(("stable_baselines3", "sb3_contrib", "gymnasium")), module
 
 
-def test_envs_know_gymnasium_numpy_and_mujoco_only():
+def test_envs_know_gymnasium_numpy_and_mujoco_only() -> None:
     for path in files("envs"):
         for module in imported_modules(path):
             if module.startswith("sb3_plasticity.envs") or module == "sb3_plasticity.common.checks":
@@ -125,7 +126,7 @@ def test_envs_know_gymnasium_numpy_and_mujoco_only():
             assert not module.startswith(("torch", "stable_baselines3", "sb3_contrib", "sb3_plasticity.")), module
 
 
-def test_nobody_imports_the_folder_envs():
+def test_nobody_imports_the_folder_envs() -> None:
     """``envs`` is ``sb3_plasticity.envs``: under two names there would be two of every class."""
     for place in ("sb3_plasticity", "envs", "tests", "benchmarks", "examples"):
         for path in files(place):
@@ -133,12 +134,12 @@ def test_nobody_imports_the_folder_envs():
                 assert module.split(".")[0] != "envs", path
 
 
-def test_importing_the_package_loads_no_torch():
+def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, sb3_plasticity.envs; sys.exit(bool({'torch', 'stable_baselines3'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_is_there() -> None:
     import sb3_plasticity
 
     for name in sb3_plasticity.__all__:
@@ -147,7 +148,7 @@ def test_every_public_name_is_there():
         sb3_plasticity.PPO_L2RE  # noqa: B018
 
 
-def test_every_package_is_installed():
+def test_every_package_is_installed() -> None:
     """An editable installation finds packages that setup.cfg forgot; a wheel does not."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -159,7 +160,7 @@ def test_every_package_is_installed():
     assert listed == packages | {"sb3_plasticity.zoo_configs"}
 
 
-def test_the_project_stands_alone():
+def test_the_project_stands_alone() -> None:
     """Nothing refers to folders beside the repository."""
     forbidden = "../" + "shared"
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)

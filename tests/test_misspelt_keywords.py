@@ -1,6 +1,7 @@
 """A keyword that is misspelt is answered with the one that was meant, wherever users write keywords."""
 
 import inspect
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -23,22 +24,22 @@ from sb3_plasticity import mitigations
         (sp.TaskSequence, "task_s", "tasks"),
     ],
 )
-def test_the_nearest_keyword_is_named(call, typo, meant):
+def test_the_nearest_keyword_is_named(call: Any, typo: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"{call.__name__} got an unexpected keyword argument '{typo}' .*'{meant}'"):
         call(**{typo: 3})
 
 
-def test_keywords_that_are_handed_on_are_known():
+def test_keywords_that_are_handed_on_are_known() -> None:
     assert gym.make("ContinualCartPole-v0", sutton_barto_reward=True, switch="immediate").spec is not None
     with pytest.raises(TypeError, match=r"ContinualCartPole-v0 got .* 'swich' \(did you mean 'switch'\?\)"):
         gym.make("ContinualCartPole-v0", swich="immediate")
 
 
-def test_a_strangers_mitigation_is_served_too():
+def test_a_strangers_mitigation_is_served_too() -> None:
     class Anchor(sp.Mitigation):
-        def __init__(self, tau=0.1):
+        def __init__(self, tau: float = 0.1) -> None:
             super().__init__(None)
 
     assert list(inspect.signature(Anchor).parameters) == ["tau"]
     with pytest.raises(TypeError, match=r"Anchor got an unexpected keyword argument 'ta' \(did you mean 'tau'\?\)"):
-        Anchor(ta=0.2)
+        Anchor(ta=0.2)  # type: ignore[call-arg]

@@ -1,27 +1,27 @@
 """Effective rank and epsilon-rank against hand-worked values, independent formulas and finite differences."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from torch.fx.experimental.proxy_tensor import make_fx
 
-import sb3_plasticity.common.training_rank as module
-from sb3_plasticity.common.rank import effective_rank, effective_rank_of_covariance, epsilon_rank
+from sb3_plasticity.common.rank import RankOf, effective_rank, effective_rank_of_covariance, epsilon_rank
 from sb3_plasticity.common.training_rank import training_rank
 
 BOTH = pytest.mark.parametrize("of", ["covariance", "features"])
 
 
-def by_svd(features: np.ndarray, of: str) -> float:
+def by_svd(features: np.ndarray, of: RankOf) -> float:
     values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     values = values**2 if of == "covariance" else values
     share = values[values > 1e-12 * values.max()] / values.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def gradient(features: th.Tensor, of: str) -> th.Tensor:
+def gradient(features: th.Tensor, of: RankOf) -> th.Tensor:
     features = features.clone().requires_grad_()
     (grad,) = th.autograd.grad(effective_rank(features, of).sum(), features)
     return grad
@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> th.Generator:
     return th.Generator().manual_seed(seed)
 
 
-def test_hand_worked_values():
+def test_hand_worked_values() -> None:
     # Singular values 3, 1: shares 3/4, 1/4, squared 9/10, 1/10.
     features = th.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=th.float64)
     assert effective_rank(features, "features").item() == pytest.approx(4 / 3**0.75, abs=1e-14)
@@ -46,7 +46,7 @@ def test_hand_worked_values():
     assert effective_rank(th.tensor([[1.0, 1.0], [1.0, -1.0]])).item() == pytest.approx(2.0, rel=1e-6)
 
 
-def test_hand_worked_gradient():
+def test_hand_worked_gradient() -> None:
     # Diagonal features diag(s): erank = exp(H(p)), d erank / d s_i = erank * (-(log p_i + H)) / sum(s)  (features).
     features = th.diag(th.tensor([3.0, 1.0], dtype=th.float64))
     share = np.array([0.75, 0.25])
@@ -62,19 +62,19 @@ def test_hand_worked_gradient():
 
 @BOTH
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (40, 12), (1, 6), (6, 1)])
-def test_value_against_singular_values(of, shape):
+def test_value_against_singular_values(of: RankOf, shape: tuple[int, int]) -> None:
     features = th.relu(th.randn(shape, generator=generator(), dtype=th.float64) + 0.3)
     assert effective_rank(features, of).item() == pytest.approx(by_svd(features.numpy(), of), rel=1e-10)
 
 
 @BOTH
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5), (2, 6, 4)])
-def test_gradient_against_finite_differences(of, shape):
+def test_gradient_against_finite_differences(of: RankOf, shape: tuple[int, ...]) -> None:
     features = th.randn(shape, generator=generator(1), dtype=th.float64, requires_grad=True)
     assert th.autograd.gradcheck(lambda a: effective_rank(a, of), (features,), eps=1e-6, atol=1e-7)
 
 
-def test_gradient_on_repeated_eigenvalues():
+def test_gradient_on_repeated_eigenvalues() -> None:
     # erank is largest at the identity: gradient 0, exactly where eigh's own gradient would divide 0 by 0.
     for of in ("covariance", "features"):
         assert gradient(th.eye(6, dtype=th.float64), of).abs().max() < 1e-14
@@ -84,7 +84,7 @@ def test_gradient_on_repeated_eigenvalues():
 
 
 @BOTH
-def test_rank_deficient_gradient_against_finite_differences_along_the_range(of):
+def test_rank_deficient_gradient_against_finite_differences_along_the_range(of: RankOf) -> None:
     # Two nonzero directions and two dead columns: perturbations that keep the dead columns dead are smooth.
     features = th.randn(6, 2, generator=generator(2), dtype=th.float64, requires_grad=True)
     assert th.autograd.gradcheck(
@@ -94,7 +94,7 @@ def test_rank_deficient_gradient_against_finite_differences_along_the_range(of):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [th.float32, th.float64, th.bfloat16])
-def test_all_zero_features_have_rank_one_and_no_gradient(of, dtype):
+def test_all_zero_features_have_rank_one_and_no_gradient(of: RankOf, dtype: th.dtype) -> None:
     features = th.zeros(8, 5, dtype=dtype)
     assert effective_rank(features, of).item() == 1.0
     assert effective_rank(features, of).dtype == dtype
@@ -103,7 +103,7 @@ def test_all_zero_features_have_rank_one_and_no_gradient(of, dtype):
 
 @BOTH
 @pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-31, 1e-29, 1e-10, 1.0, 1e10, 1e30, 3e37])
-def test_finite_at_any_scale(of, scale):
+def test_finite_at_any_scale(of: RankOf, scale: float) -> None:
     features = th.relu(th.randn(20, 6, generator=generator(3), dtype=th.float64))
     scaled = (features * scale).to(th.float32)
     value, grad = effective_rank(scaled, of), gradient(scaled, of)
@@ -119,7 +119,7 @@ def test_finite_at_any_scale(of, scale):
 
 
 @BOTH
-def test_finite_on_the_features_of_dying_networks(of):
+def test_finite_on_the_features_of_dying_networks(of: RankOf) -> None:
     rng = generator(4)
     for trial in range(40):
         features = th.relu(th.randn(256, 64, generator=rng) @ th.randn(64, 64, generator=rng) * 10.0 ** (trial % 8))
@@ -133,14 +133,14 @@ def test_finite_on_the_features_of_dying_networks(of):
 
 
 @BOTH
-def test_ascent_raises_the_rank(of):
+def test_ascent_raises_the_rank(of: RankOf) -> None:
     features = th.relu(th.randn(32, 8, generator=generator(5), dtype=th.float64) + 2)
     step = features + 1e-4 * gradient(features, of)
     assert effective_rank(step, of) > effective_rank(features, of)
 
 
 @BOTH
-def test_batch_of_layers_equals_one_by_one(of):
+def test_batch_of_layers_equals_one_by_one(of: RankOf) -> None:
     layers = th.relu(th.randn(3, 10, 6, generator=generator(6)))
     layers[1] = 0
     values = effective_rank(layers, of)
@@ -151,12 +151,12 @@ def test_batch_of_layers_equals_one_by_one(of):
 
 
 @BOTH
-def test_torch_func_grad_equals_autograd(of):
+def test_torch_func_grad_equals_autograd(of: RankOf) -> None:
     features = th.randn(12, 5, generator=generator(7))
     th.testing.assert_close(th.func.grad(lambda a: effective_rank(a, of))(features), gradient(features, of))
 
 
-def test_rank_of_a_covariance_matrix():
+def test_rank_of_a_covariance_matrix() -> None:
     assert effective_rank_of_covariance(th.diag(th.tensor([9.0, 1.0]))).item() == pytest.approx(10 / 9**0.9, rel=1e-6)
     assert effective_rank_of_covariance(th.zeros(3, 3)).item() == 1.0
     first, second = th.randn(2, 20, 5, generator=generator(8), dtype=th.float64)
@@ -170,7 +170,7 @@ def test_rank_of_a_covariance_matrix():
     assert th.autograd.gradcheck(lambda a: effective_rank_of_covariance(a.T @ a), (factor,), eps=1e-6, atol=1e-7)
 
 
-def gradient_by_svd(features: th.Tensor, of: str) -> np.ndarray:
+def gradient_by_svd(features: th.Tensor, of: RankOf) -> np.ndarray:
     """d erank / d A = U diag(d erank / d s) V^T, in float64."""
     left, values, right = np.linalg.svd(features.double().numpy(), full_matrices=False)
     power = 2 if of == "covariance" else 1
@@ -180,7 +180,8 @@ def gradient_by_svd(features: th.Tensor, of: str) -> np.ndarray:
     logarithm = np.log(np.where(positive, share, 1))
     entropy = -(share * logarithm).sum()
     slope = -np.exp(entropy) * (logarithm + entropy) / spectrum.sum() * power * values ** (power - 1) * positive
-    return (left * slope) @ right
+    result: np.ndarray = (left * slope) @ right
+    return result
 
 
 def large_features(kind: str, rows: int) -> th.Tensor:
@@ -201,7 +202,7 @@ def large_features(kind: str, rows: int) -> th.Tensor:
 @BOTH
 @pytest.mark.parametrize("rows", [120, 600])
 @pytest.mark.parametrize("kind", ["network", "dead", "deficient", "copies", "collapsed"])
-def test_training_rank_of_large_features(kind, rows, of):
+def test_training_rank_of_large_features(kind: str, rows: int, of: RankOf) -> None:
     """In float32 and float64 where it has to be: far below what a step of training could tell."""
     features = large_features(kind, rows)
     expected = gradient_by_svd(features, of)
@@ -219,7 +220,7 @@ def test_training_rank_of_large_features(kind, rows, of):
 
 @BOTH
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (40, 12), (1, 6), (6, 1)])
-def test_training_rank_of_small_features_is_the_effective_rank(of, shape):
+def test_training_rank_of_small_features_is_the_effective_rank(of: RankOf, shape: tuple[int, int]) -> None:
     features = th.relu(th.randn(shape, generator=generator(10), dtype=th.float64) + 0.3).requires_grad_()
     rank = training_rank(features, of)
     assert rank.item() == pytest.approx(effective_rank(features, of).item(), rel=1e-13)
@@ -230,7 +231,7 @@ def test_training_rank_of_small_features_is_the_effective_rank(of, shape):
 
 @BOTH
 @pytest.mark.parametrize("scale", [1e-45, 1e-31, 1e-29, 1e-10, 1e10, 1e30])
-def test_training_rank_at_any_scale(of, scale):
+def test_training_rank_at_any_scale(of: RankOf, scale: float) -> None:
     features = large_features("dead", 120).double()
     features /= features.max()
     leaf = (features * scale).float().requires_grad_()
@@ -245,21 +246,21 @@ def test_training_rank_at_any_scale(of, scale):
 
 
 @pytest.mark.parametrize("failure", ["nan", "wrong", "error"])
-def test_training_rank_falls_back_to_float64(monkeypatch, failure):
+def test_training_rank_falls_back_to_float64(monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
     features = large_features("network", 120)
     expected = by_svd(features.numpy(), "covariance")
     eigh, calls = th.linalg.eigh, []
 
-    def failing(matrix):
+    def failing(matrix: th.Tensor) -> Any:
         calls.append(matrix.dtype)
         if matrix.dtype == th.float64:
             return eigh(matrix)
         if failure == "error":
-            raise th.linalg.LinAlgError("did not converge")
+            raise th.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
         values, vectors = eigh(matrix)
         return values * (math.nan if failure == "nan" else 1.5), vectors
 
-    monkeypatch.setattr(module.th.linalg, "eigh", failing)
+    monkeypatch.setattr(th.linalg, "eigh", failing)
     leaf = features.clone().requires_grad_()
     rank = training_rank(leaf)
     (grad,) = th.autograd.grad(rank, leaf)
@@ -268,13 +269,13 @@ def test_training_rank_falls_back_to_float64(monkeypatch, failure):
     np.testing.assert_allclose(grad.numpy(), gradient_by_svd(features, "covariance"), atol=1e-6)
 
 
-def test_training_rank_of_what_is_not_finite():
+def test_training_rank_of_what_is_not_finite() -> None:
     features = th.ones(3, 2)
     features[1, 1] = math.nan
     with pytest.raises(ValueError, match="features contain NaN or infinity"):
         training_rank(features)
     with pytest.raises(ValueError, match="`of` must be one of 'covariance', 'features', got 'variance'"):
-        training_rank(th.ones(3, 2), "variance")
+        training_rank(th.ones(3, 2), "variance")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="two axes"):
         training_rank(th.ones(2, 3, 2))
     # A traced program cannot raise: it says NaN, and works for other features.
@@ -303,19 +304,19 @@ def test_training_rank_of_what_is_not_finite():
         (th.tensor([[1.0, math.inf]]), "covariance", "features contain NaN or infinity"),
     ],
 )
-def test_bad_features(features, of, message):
+def test_bad_features(features: Any, of: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         effective_rank(features, of)
 
 
-def test_bad_covariance():
+def test_bad_covariance() -> None:
     with pytest.raises(ValueError, match=r"`matrix` must be of shape \(d, d\)"):
         effective_rank_of_covariance(th.ones(2, 3))
     with pytest.raises(ValueError, match="matrix contain NaN"):
         effective_rank_of_covariance(th.full((2, 2), math.nan))
 
 
-def test_epsilon_rank_by_hand():
+def test_epsilon_rank_by_hand() -> None:
     eigenvalues = th.tensor([-3.0, 1.0, 0.5, 1e-9, 0.0])
     assert epsilon_rank(eigenvalues, 0.5).item() == pytest.approx(2 / 5)  # strict
     assert epsilon_rank(eigenvalues, 0.5, normalized=False).item() == 2
@@ -324,7 +325,7 @@ def test_epsilon_rank_by_hand():
     assert epsilon_rank(th.zeros(4), 0.1, relative=True).item() == 0
 
 
-def test_epsilon_rank_of_a_quadrature():
+def test_epsilon_rank_of_a_quadrature() -> None:
     nodes = np.array([[0.0, 2.0], [0.0, -1.0]])
     weights = np.array([[0.9, 0.1], [0.75, 0.25]])
     np.testing.assert_allclose(epsilon_rank(nodes, 0.5, weights).numpy(), [0.1, 0.25])
@@ -332,7 +333,7 @@ def test_epsilon_rank_of_a_quadrature():
     np.testing.assert_allclose(epsilon_rank(nodes, 1.5, weights).numpy(), [0.1, 0])
 
 
-def test_bad_epsilon_rank():
+def test_bad_epsilon_rank() -> None:
     for eps in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="`eps` must be a finite number > 0"):
             epsilon_rank(th.ones(3), eps)

@@ -3,8 +3,10 @@
 import doctest
 import re
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
+import pytest
 
 import sb3_plasticity
 from sb3_plasticity import PPO_L2ER
@@ -12,19 +14,19 @@ from sb3_plasticity import PPO_L2ER
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_doctests():
+def test_doctests() -> None:
     failed, attempted = doctest.testfile(str(README), module_relative=False)
     assert attempted >= 6 and not failed
 
 
-def test_the_three_lines(tmp_path, monkeypatch):
+def test_the_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer steps: a task of 3,000, so that the callback sees several."""
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "10_000_000" in block)
     monkeypatch.chdir(tmp_path)
     kwargs = gym.registry["SlipperyAnt-v0"].kwargs
     monkeypatch.setitem(kwargs, "schedule", {"kind": "cyclic", "values": [0.3, 1], "period": 3000})
     monkeypatch.setitem(kwargs, "switch", "immediate")
-    namespace = {}
+    namespace: dict[str, Any] = {}
     exec(code.replace("10_000_000", "8_000").replace("verbose=1", "compile=False"), namespace)
     model = namespace["model"]
     assert isinstance(model, PPO_L2ER) and model.num_timesteps == 8192 and model.n_envs == 8
@@ -33,6 +35,6 @@ def test_the_three_lines(tmp_path, monkeypatch):
     assert {"policy", "value"} == set(table.network) and {"ggn", "hessian"} == set(table.kind)
 
 
-def test_pictures_exist():
+def test_pictures_exist() -> None:
     for path in re.findall(r"!\[[^]]*\]\(([^)]*)\)", README.read_text()):
         assert (README.parent / path).is_file(), path

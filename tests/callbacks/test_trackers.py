@@ -1,21 +1,25 @@
 """MLflow's local store and W&B's offline mode receive scalars, histograms and figures."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
 from matplotlib.figure import Figure as Picture
 from stable_baselines3 import PPO
-from stable_baselines3.common.logger import Figure, Logger
+from stable_baselines3.common.logger import Figure, KVWriter, Logger
 
 from sb3_plasticity import CurvatureCallback, PlasticityCallback, Spectrum, load_spectra
 from sb3_plasticity.callbacks.trackers import MLflowOutputFormat, WandbOutputFormat, log_eigenvalues
 
 
-def train(folder, output):
+def train(folder: Path, output: KVWriter) -> pd.DataFrame:
     """64 steps of CartPole, whose curvature and plasticity are measured."""
-    kwargs = dict(n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu", policy_kwargs=dict(net_arch=[4]))
+    kwargs: dict[str, Any] = dict(
+        n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu", policy_kwargs=dict(net_arch=[4])
+    )
     model = PPO("MlpPolicy", "CartPole-v1", **kwargs)
     model.set_logger(Logger(str(folder), [output]))
     callbacks = [
@@ -26,7 +30,7 @@ def train(folder, output):
     return load_spectra(folder / "curvature")
 
 
-def test_mlflow(tmp_path, monkeypatch):
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
@@ -47,7 +51,7 @@ def test_mlflow(tmp_path, monkeypatch):
         assert all(picture.file_size > 1000 for picture in pictures)
 
 
-def test_wandb(tmp_path, monkeypatch):
+def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     with wandb.init(mode="offline", dir=str(tmp_path), project="plasticity") as run:
@@ -63,21 +67,21 @@ def test_wandb(tmp_path, monkeypatch):
     assert len(media) == len(table)
 
 
-def test_a_tracker_without_a_run(monkeypatch):
+def test_a_tracker_without_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     with pytest.raises(ValueError, match=r"`run` must be a run of Weights and Biases"):
         WandbOutputFormat()
 
 
-def test_eigenvalues_are_counted():
+def test_eigenvalues_are_counted() -> None:
     """Weights 0.5, 0.25 and 0.25 of four eigenvalues: 100 twice, 0.1 once, and one zero."""
     spectrum = Spectrum(nodes=np.array([[100.0, -0.1, 0.0]]), weights=np.array([[0.5, 0.25, 0.25]]), dim=4)
     assert sorted(log_eigenvalues(spectrum)) == pytest.approx([-1, 2, 2])
 
 
-def test_what_is_excluded_is_not_logged(tmp_path):
+def test_what_is_excluded_is_not_logged(tmp_path: Path) -> None:
     class Written:
-        def __getattr__(self, name):
+        def __getattr__(self, name: str) -> Any:
             return lambda *args, **kwargs: self.__dict__.setdefault("seen", []).append((name, args, kwargs))
 
     output = WandbOutputFormat.__new__(WandbOutputFormat)

@@ -1,9 +1,12 @@
 """A study's folder with made-up runs: what training would leave, for tests and for a look at the report."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
+from numpy.random._generator import Generator
 
 from sb3_plasticity.curvature.spectrum import Spectrum
 from sb3_plasticity.study.spec import PlannedRun, Study, read_study
@@ -11,7 +14,7 @@ from sb3_plasticity.zoo.folder import MONITOR, RunFolder, State
 
 # How good a method is, how fast it gets worse, how long it takes to recover (share of a task).
 CHARACTERS = ((2600, -350, 0.25), (2700, -60, 0.15), (2500, -150, 0.2), (2400, -330, 0.25))
-MADE_WITH = {
+MADE_WITH: dict[str, Any] = {
     "versions": {"torch": "2.13.0", "stable-baselines3": "2.9.0"},
     "git_commit": "0123456789abcdef",
     "cpu": "AMD EPYC",
@@ -23,14 +26,14 @@ MADE_WITH = {
 
 def write_study(
     root: Path,
-    methods=("PPO", "PPO_L2ER"),
-    seeds=(0, 1),
-    n_tasks=3,
-    period=20_000,
-    env_ids=None,
-    control=False,
-    **report,
-):
+    methods: Sequence[str] = ("PPO", "PPO_L2ER"),
+    seeds: Sequence[int] = (0, 1),
+    n_tasks: int = 3,
+    period: int = 20_000,
+    env_ids: list[str] | None = None,
+    control: bool = False,
+    **report: Any,
+) -> Study:
     """Write ``study.yml`` and read it back."""
     content = {
         "name": "synthetic",
@@ -67,7 +70,7 @@ def describe(folder: RunFolder, study: Study, run: PlannedRun) -> None:
     )
 
 
-def write_monitor(folder: Path, rows) -> None:
+def write_monitor(folder: Path, rows: list[tuple[float | str, ...]]) -> None:
     """Write rows of r, l, step, task_index, task_value as SB3's ``Monitor`` does."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = ['#{"t_start": 0.0, "env_id": "SlipperyAnt-v0"}', "r,l,t,step,task_index,task_value"]
@@ -75,7 +78,14 @@ def write_monitor(folder: Path, rows) -> None:
     (folder / MONITOR).write_text("\n".join(lines) + "\n")
 
 
-def write_run(root: Path, study: Study, run, state="finished", curvature=True, spectra_per_start=("ggn",)) -> RunFolder:
+def write_run(
+    root: Path,
+    study: Study,
+    run: PlannedRun,
+    state: str = "finished",
+    curvature: bool = True,
+    spectra_per_start: tuple[str, ...] = ("ggn",),
+) -> RunFolder:
     """Write a run that begins its tasks badly, recovers, and fares worse from task to task, as its method has it."""
     folder = RunFolder(root / run.name)
     records = folder.new_attempt(0)
@@ -106,7 +116,9 @@ def write_run(root: Path, study: Study, run, state="finished", curvature=True, s
     return folder
 
 
-def _episodes(study, period, levels, frictions, slow, stop, rng):
+def _episodes(
+    study: Study, period: int, levels: list[float], frictions: np.ndarray, slow: float, stop: int, rng: Generator
+) -> Iterator[tuple[float, ...]]:
     length = min(1000, period // 20)
     low = 500.0
     for step in range(8 * length, stop + 8 * length, 8 * length):
@@ -118,7 +130,9 @@ def _episodes(study, period, levels, frictions, slow, stop, rng):
             yield level + rng.normal(scale=150), length, min(step, stop), task, frictions[task]
 
 
-def _write_progress(records: Path, study, place, rng, stop, levels, period) -> None:
+def _write_progress(
+    records: Path, study: Study, place: int, rng: Generator, stop: int, levels: list[float], period: int
+) -> None:
     names = ["time/total_timesteps", "train/std", "train/erank_policy", "train/erank_value"]
     for network in ("policy", "value"):
         names += [f"plasticity/{network}/{name}" for name in ("dormant_units", "weight_norm", "effective_rank")]
@@ -136,7 +150,9 @@ def _write_progress(records: Path, study, place, rng, stop, levels, period) -> N
     (records / "progress.csv").write_text("\n".join(lines) + "\n")
 
 
-def _write_spectrum(records, period, task, friction, level, network, kind, rng) -> None:
+def _write_spectrum(
+    records: Path, period: int, task: int, friction: float, level: float, network: str, kind: str, rng: Generator
+) -> None:
     dim, count = 20_000, 1024
     rank = np.clip(0.012 + 1.5e-5 * level + rng.normal(scale=0.006), 0.003, 0.05)
     above = int(rank * dim)

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.random._generator import Generator
 from scipy import stats
 
 from sb3_plasticity.study.diagnostics import MEASURE, alarms, judge, start_measures
 
 
-def test_what_is_referred_to():
+def test_what_is_referred_to() -> None:
     for name in ("plasticity/policy/churn", "plasticity/critic_0/gradient_norm", "train/std"):
         assert MEASURE.fullmatch(name), name
     for name in (
@@ -22,7 +23,7 @@ def test_what_is_referred_to():
         assert not MEASURE.fullmatch(name), name
 
 
-def test_a_measure_is_the_record_nearest_to_the_start_of_the_task():
+def test_a_measure_is_the_record_nearest_to_the_start_of_the_task() -> None:
     """Of two tasks of 100 steps: records at 0.. 8 count for the first, 92 to 108 for the second, 50 for none."""
     tasks = pd.DataFrame({"env_id": "e", "method": "PPO", "seed": 0, "begin": [0, 100, 200], "end": [100, 200, 300]})
     nan = math.nan
@@ -47,7 +48,9 @@ def test_a_measure_is_the_record_nearest_to_the_start_of_the_task():
     assert found.loc[2].isna().all()
 
 
-def made_up(rng, n_seeds=5, n_tasks=6, methods=("PPO", "L2")):
+def made_up(
+    rng: Generator, n_seeds: int = 5, n_tasks: int = 6, methods: tuple[str, str] = ("PPO", "L2")
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Task starts whose return is known to depend on the method, on the seed's task, and on the measure `good`."""
     rows = [
         {"method": method, "seed": seed, "task_index": task, "place": place}
@@ -71,7 +74,7 @@ def made_up(rng, n_seeds=5, n_tasks=6, methods=("PPO", "L2")):
     return tasks, measures
 
 
-def test_each_view_sees_what_it_is_for():
+def test_each_view_sees_what_it_is_for() -> None:
     """Hardness cannot tell between methods on the same task, the method nothing within methods; `good` tells both."""
     tasks, measures = made_up(np.random.default_rng(0), n_seeds=20)
     table = values(judge(tasks, measures, pd.Series(False, index=tasks.index))).set_index("measure")
@@ -87,12 +90,12 @@ def test_each_view_sees_what_it_is_for():
     assert table["all"]["good"] == pytest.approx(np.tanh(np.arctanh(own).mean()))
 
 
-def values(table):
+def values(table: pd.DataFrame) -> pd.DataFrame:
     """The numbers without their intervals."""
     return table.assign(**{view: [each.value for each in table[view]] for view in ("all", "within", "between")})
 
 
-def test_p_values_are_corrected_for_the_number_of_measures():
+def test_p_values_are_corrected_for_the_number_of_measures() -> None:
     tasks, measures = made_up(np.random.default_rng(1))
     quiet = pd.Series(False, index=tasks.index)
     alone = judge(tasks, measures[["good"]], quiet).within_p[0]
@@ -103,7 +106,7 @@ def test_p_values_are_corrected_for_the_number_of_measures():
     assert wide.within["good"].low < narrow.within[0].low < narrow.within[0].high < wide.within["good"].high
 
 
-def test_alarms_by_hand():
+def test_alarms_by_hand() -> None:
     """Failing starts at 1, 2, 5; the others at 3, 6, 7, 8: below 2.5 two of three failures and no success."""
     given, success = pd.Series([1.0, 2, 5, 3, 6, 7, 8]), pd.Series([0.0, 0, 0, 1, 1, 1, 1])
     found = alarms(given, success, quiet=pd.Series([0.0, 5.7, 9.0, 9.0]))
@@ -116,7 +119,7 @@ def test_alarms_by_hand():
     assert math.isnan(nothing["threshold"]) and math.isnan(nothing["false_alarms"])
 
 
-def test_the_control_counts_only_false_alarms():
+def test_the_control_counts_only_false_alarms() -> None:
     """Its rows enter no correlation; its first starts, and those before tasks that were lost there, do not count."""
     tasks, measures = made_up(np.random.default_rng(2))
     alone = judge(tasks, measures, pd.Series(False, index=tasks.index))
@@ -129,6 +132,6 @@ def test_the_control_counts_only_false_alarms():
     assert doubled.set_index("measure").false_alarms["good"] == pytest.approx(0.5, abs=0.15)  # half of them below 0
 
 
-def test_without_measures_there_is_no_verdict():
+def test_without_measures_there_is_no_verdict() -> None:
     tasks, _ = made_up(np.random.default_rng(3))
     assert judge(tasks, pd.DataFrame(index=tasks.index), pd.Series(False, index=tasks.index)).empty

@@ -2,9 +2,12 @@
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from markupsafe import Markup
 from synthetic import write_run, write_study
 
 from sb3_plasticity.study.diagnostics import trainability
@@ -23,14 +26,18 @@ HOSTILE = "L2 <b>x</b> $y_1$"
 class Page(HTMLParser):
     """What a browser would fetch, jump to and show."""
 
-    def __init__(self, text):
+    def __init__(self, text: str | Markup) -> None:
         super().__init__()
-        self.images, self.links, self.ids, self.tags, self.words = [], [], set(), set(), []
+        self.images: list[dict[str, str]] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.tags: set[str] = set()
+        self.words: list[str] = []
         self.feed(text)
         self.text = " ".join(" ".join(self.words).split())
 
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
         self.tags.add(tag)
         self.ids |= {given["id"]} if "id" in given else set()
         if tag == "img":
@@ -38,12 +45,12 @@ class Page(HTMLParser):
         if tag == "a":
             self.links.append(given["href"])
 
-    def handle_data(self, data):
+    def handle_data(self, data: str | Markup) -> None:
         self.words.append(data)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
     """Two methods, three seeds, one of the runs crashed."""
     root = tmp_path_factory.mktemp("study")
     study = write_study(root, ["PPO", HOSTILE], [0, 1, 2], 3, 20_000, rho=[0.02, 0.03])
@@ -53,7 +60,7 @@ def whole(tmp_path_factory):
     return path, Page(path.read_text(encoding="utf-8"))
 
 
-def test_the_page_stands_alone(whole):
+def test_the_page_stands_alone(whole: tuple[Path, Page]) -> None:
     path, page = whole
     assert path.name == "report.html" and path.parent.name == "report"
     assert len(page.images) == len(FIGURES)
@@ -62,13 +69,13 @@ def test_the_page_stands_alone(whole):
     assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", path.read_text(encoding="utf-8"))
 
 
-def test_every_link_leads_somewhere(whole):
+def test_every_link_leads_somewhere(whole: tuple[Path, Page]) -> None:
     path, page = whole
     for link in page.links:
         assert link[1:] in page.ids if link.startswith("#") else (path.parent / link).is_file(), link
 
 
-def test_figures_and_numbers_lie_beside_it(whole):
+def test_figures_and_numbers_lie_beside_it(whole: tuple[Path, Page]) -> None:
     path, _ = whole
     for name in FIGURES:
         for ending, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
@@ -90,7 +97,7 @@ def test_figures_and_numbers_lie_beside_it(whole):
     assert summary.low["last_return", "PPO"] == pytest.approx(finals["PPO"].min())
 
 
-def test_names_and_errors_cannot_write_html(whole):
+def test_names_and_errors_cannot_write_html(whole: tuple[Path, Page]) -> None:
     path, page = whole
     text = path.read_text(encoding="utf-8")
     assert "b" not in page.tags
@@ -98,7 +105,7 @@ def test_names_and_errors_cannot_write_html(whole):
     assert "RuntimeError: <b>out of memory</b>" in page.text
 
 
-def test_it_begins_with_what_was_found_and_what_is_missing(whole):
+def test_it_begins_with_what_was_found_and_what_is_missing(whole: tuple[Path, Page]) -> None:
     _, page = whole
     start = page.text[: page.text.index("Return over steps")]
     assert re.search(r"2 seeds; the interval (excludes|contains) 0", start)
@@ -107,13 +114,13 @@ def test_it_begins_with_what_was_found_and_what_is_missing(whole):
     assert "5 of 6 runs are in this report" in start and f"{HOSTILE}, seed 2, on SlipperyAnt-v0, crashed" in start
 
 
-def test_it_ends_with_what_it_was_made_with(whole):
+def test_it_ends_with_what_it_was_made_with(whole: tuple[Path, Page]) -> None:
     _, page = whole
     for fact in ("0123456789abcdef", "AMD EPYC", "2.13.0", "0, 1, 2", "n_timesteps: 60000"):
         assert fact in page.text[page.text.rindex("What this was made with") :]
 
 
-def test_a_single_run_without_spectra(tmp_path):
+def test_a_single_run_without_spectra(tmp_path: Path) -> None:
     study = write_study(tmp_path, ["PPO"], [0], 2)
     (run,) = planned_runs(study)
     folder = write_run(tmp_path, study, run, curvature=False)
@@ -134,11 +141,11 @@ def test_a_single_run_without_spectra(tmp_path):
         write_report(tmp_path, tmp_path / "study.yml" / "deeper")
 
 
-def test_an_older_report_stays(tmp_path):
+def test_an_older_report_stays(tmp_path: Path) -> None:
     assert [new_folder(tmp_path, None).name for _ in range(3)] == ["report", "report_2", "report_3"]
 
 
-def test_several_environments_have_a_section_each(tmp_path):
+def test_several_environments_have_a_section_each(tmp_path: Path) -> None:
     env_ids = ["SlipperyAnt-v0", "SlipperyHopper-v0"]
     study = write_study(tmp_path, ["PPO", "L2"], [0, 1], 2, env_ids=env_ids)
     for run in planned_runs(study):
@@ -172,16 +179,16 @@ def test_several_environments_have_a_section_each(tmp_path):
         ("text", 3, 3),
     ],
 )
-def test_how_numbers_are_written(writer, given, text):
+def test_how_numbers_are_written(writer: str, given: float | Estimate | None, text: str | int) -> None:
     assert written(given, writer) == text
 
 
-def say(macro, *arguments):
+def say(macro: str, *arguments: Any) -> str:
     """What a sentence of the page is, without its tags."""
     return Page(getattr(templates().get_template("sentences.jinja").module, macro)(*arguments)).text
 
 
-def one_task(**finals):
+def one_task(**finals: Any) -> dict[str, dict[str, Estimate]]:
     rows = [
         {"env_id": "e", "method": method, "seed": seed, "task_index": 0, "final_return": value, "auc": value}
         for method, values in finals.items()
@@ -191,7 +198,7 @@ def one_task(**finals):
     return by_key(summarize(tasks, tasks[["env_id", "method", "seed"]].assign(seconds=1.0), "PPO"), "method")
 
 
-def test_the_first_sentence_says_when_nothing_can_be_told():
+def test_the_first_sentence_says_when_nothing_can_be_told() -> None:
     same, better = [100, 300, 500, 700, 900], [200, 400, 600, 800, 1000]
     line = say("headlines", one_task(PPO=same, L2=[120, 280, 510, 690, 900]), "PPO")
     assert line.startswith("No difference between L2 and PPO can be told on the last task: ") and "contains 0" in line
@@ -203,7 +210,7 @@ def test_the_first_sentence_says_when_nothing_can_be_told():
     assert "(L2)" in line
 
 
-def test_success_from_low_ranks_is_pointed_out():
+def test_success_from_low_ranks_is_pointed_out() -> None:
     tasks = pd.DataFrame({"method": "PPO", "seed": [0, 0, 1, 1], "epsilon_rank": [0.1, 0.3, 0.1, 0.3]})
     for success, expected in (
         ([1, 0, 1, 0], "(100% [100, 100] against 0% [0, 0]): the opposite of"),
@@ -214,7 +221,7 @@ def test_success_from_low_ranks_is_pointed_out():
         assert expected in text and bool(expected) == bool(text)
 
 
-def test_a_league_of_many_methods_is_ranked(tmp_path):
+def test_a_league_of_many_methods_is_ranked(tmp_path: Path) -> None:
     """The best first; a panel for each; the referee beside a control that has no section of its own."""
     methods = ["PPO", *(f"method {i}" for i in range(1, 6))]
     study = write_study(tmp_path, methods, [0, 1, 2], 3, control=True)

@@ -1,6 +1,7 @@
 """A study's folders as tables: the timeline of interrupted runs, and what is said about what is missing."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder, State
 
 
-def test_spectra_follow_the_timeline_of_an_interrupted_run(tmp_path):
+def test_spectra_follow_the_timeline_of_an_interrupted_run(tmp_path: Path) -> None:
     """Killed after its checkpoint at step 100, it went on from there; the task that began at 120 was measured twice."""
     folder = RunFolder(tmp_path)
     write_monitor(folder.path, [(1, 10, 50, 0, 0.5)])
@@ -29,7 +30,7 @@ def test_spectra_follow_the_timeline_of_an_interrupted_run(tmp_path):
     assert list(spectra.epsilon_rank) == pytest.approx([0.1, 0.3])
 
 
-def test_only_what_is_about_WHOLE_is_kept(tmp_path):
+def test_only_what_is_about_WHOLE_is_kept(tmp_path: Path) -> None:
     names = [
         "step",
         "train/std",
@@ -41,7 +42,7 @@ def test_only_what_is_about_WHOLE_is_kept(tmp_path):
     assert list(pd.DataFrame(columns=[*names, *layers]).filter(regex=WHOLE)) == names
 
 
-def test_measures_of_tasks_by_hand(tmp_path):
+def test_measures_of_tasks_by_hand(tmp_path: Path) -> None:
     study = write_study(tmp_path, ["PPO", "L2"], [3], 2, 200, success_within=30)
     runs = {run.method: RunFolder(tmp_path / run.name) for run in planned_runs(study)}
     for run in planned_runs(study):
@@ -73,7 +74,7 @@ def test_measures_of_tasks_by_hand(tmp_path):
     assert list(tasks.task_value) == [0.5, 0.1, 0.5, 0.1]
 
 
-def test_what_is_missing_is_said_and_left_out(tmp_path):
+def test_what_is_missing_is_said_and_left_out(tmp_path: Path) -> None:
     study = write_study(tmp_path, ["PPO", "L2"], [0, 1])
     states = iter(["finished", "crashed", "finished", None])
     for run in planned_runs(study):
@@ -89,7 +90,7 @@ def test_what_is_missing_is_said_and_left_out(tmp_path):
     assert pending == "Not begun: L2, seed 1, on SlipperyAnt-v0."
 
 
-def test_ranks_at_task_starts_are_in_the_task_table(tmp_path):
+def test_ranks_at_task_starts_are_in_the_task_table(tmp_path: Path) -> None:
     study = write_study(tmp_path, ["PPO"], [0], epsilon=1.0)
     (run,) = planned_runs(study)
     write_run(tmp_path, study, run, spectra_per_start=("ggn", "hessian"))
@@ -100,7 +101,7 @@ def test_ranks_at_task_starts_are_in_the_task_table(tmp_path):
     assert results.tasks.epsilon_rank_policy_ggn[1] == float(spectrum.epsilon_rank(1.0))
 
 
-def test_runs_that_the_study_file_no_longer_describes(tmp_path):
+def test_runs_that_the_study_file_no_longer_describes(tmp_path: Path) -> None:
     study = write_study(tmp_path, ["PPO"], [0])
     (run,) = planned_runs(study)
     folder = write_run(tmp_path, study, run)
@@ -109,7 +110,7 @@ def test_runs_that_the_study_file_no_longer_describes(tmp_path):
     assert "40,000 steps, the study file says 60,000" in problem and "hyper-parameters that differ" in problem
 
 
-def test_no_study_and_no_finished_run(tmp_path):
+def test_no_study_and_no_finished_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must be the folder of a study, or have runs' folders"):
         read_results(tmp_path)
     write_study(tmp_path, ["PPO"], [0])
@@ -117,7 +118,7 @@ def test_no_study_and_no_finished_run(tmp_path):
         read_results(tmp_path)
 
 
-def damage(folder):
+def damage(folder: RunFolder) -> None:
     """Every way in which FINDINGS saw a record spoiled."""
     curvature = folder.path / "curvature"
     whole = (curvature / "0_policy_ggn.npz").read_bytes()
@@ -131,7 +132,7 @@ def damage(folder):
     monitor.write_bytes(head + b"task_value\n" + rows.replace(b"\n", b"\n\xff\xfe,garbage\n", 3))
 
 
-def test_damaged_files_are_passed_over_and_named(tmp_path):
+def test_damaged_files_are_passed_over_and_named(tmp_path: Path) -> None:
     study = write_study(tmp_path, ["PPO", "L2"], [0, 1])
     folders = [write_run(tmp_path, study, run) for run in planned_runs(study)]
     whole = read_results(tmp_path)
@@ -155,7 +156,7 @@ def test_damaged_files_are_passed_over_and_named(tmp_path):
     )
 
 
-def test_runs_of_no_study_are_read_too(tmp_path):
+def test_runs_of_no_study_are_read_too(tmp_path: Path) -> None:
     """Folders as `train` makes them: methods are what the runs differ in; the newest of two equal ones counts."""
     study = write_study(tmp_path / "study", ["PPO", "L2"], [0, 1], 2)
     for number, run in enumerate(planned_runs(study)):
@@ -171,7 +172,7 @@ def test_runs_of_no_study_are_read_too(tmp_path):
         read_results(tmp_path, baseline="SAC")
 
 
-def test_an_environment_without_tasks_is_one_task(tmp_path):
+def test_an_environment_without_tasks_is_one_task(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "ppo" / "Pendulum-v1_1")
     write_monitor(folder.path, [(-1000, 200, 200 * i, -1, "") for i in range(1, 11)])
     given = {
@@ -197,5 +198,5 @@ def test_an_environment_without_tasks_is_one_task(tmp_path):
         ("OfAPackageThatIsNotHere-v0", {}, "value of the task"),
     ],
 )
-def test_what_changes_is_named(env_id, keywords, name):
+def test_what_changes_is_named(env_id: str, keywords: dict[str, str], name: str) -> None:
     assert _parameter({"env_id": env_id, "hyperparams": {"env_kwargs": keywords}}) == name

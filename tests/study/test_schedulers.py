@@ -3,7 +3,9 @@
 import contextlib
 import os
 import signal
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from stable_baselines3 import PPO
 from sb3_plasticity.cli import main
 from sb3_plasticity.study import schedulers
 from sb3_plasticity.study.matrix import run_study
-from sb3_plasticity.study.schedulers import SlurmScheduler, train_all
+from sb3_plasticity.study.progress import StudyProgress
+from sb3_plasticity.study.schedulers import Job, SlurmScheduler, train_all
 from sb3_plasticity.study.spec import Resources
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder, State
@@ -34,40 +37,40 @@ STUDY = {
 
 
 @pytest.fixture(autouse=True)
-def look_often(monkeypatch):
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedulers, "LOOK_EVERY", 0.01)
+
+
+class ScriptedJob:
+    def __init__(self, run: RunFolder, status: int | None, state: str) -> None:
+        self.run, self.status, self.state, self.stopped = run, status, state, False
+
+    def poll(self) -> int | None:
+        if self.status is not None:
+            self.run.write_state(State(self.state, 7, 1.0))
+        return self.status
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def wait(self) -> None:
+        assert self.stopped
 
 
 class Scripted:
     """A scheduler whose jobs end as written: statuses per start of a run, and what the run's state is then."""
 
-    def __init__(self, endings, slots=None):
+    def __init__(self, endings: dict[str, Any], slots: int | None = None) -> None:
         self.endings = endings
         self.slots = slots
-        self.batches = []
+        self.batches: list[list[str]] = []
 
-    def start(self, runs):
+    def start(self, runs: Sequence[RunFolder]) -> Sequence[Job]:
         self.batches.append([run.path.name for run in runs])
         return [ScriptedJob(run, *self.endings[run.path.name].pop(0)) for run in runs]
 
 
-class ScriptedJob:
-    def __init__(self, run, status, state):
-        self.run, self.status, self.state, self.stopped = run, status, state, False
-
-    def poll(self):
-        if self.status is not None:
-            self.run.write_state(State(self.state, 7, 1.0))
-        return self.status
-
-    def stop(self):
-        self.stopped = True
-
-    def wait(self):
-        assert self.stopped
-
-
-def test_a_lost_run_is_started_again_and_a_mistaken_one_is_not(tmp_path):
+def test_a_lost_run_is_started_again_and_a_mistaken_one_is_not(tmp_path: Path) -> None:
     runs = [RunFolder(tmp_path / name) for name in ("lost_once", "lost_for_good", "mistaken", "crashed", "whole")]
     endings = {
         "lost_once": [(-9, "running"), (0, "finished")],
@@ -89,13 +92,13 @@ def test_a_lost_run_is_started_again_and_a_mistaken_one_is_not(tmp_path):
     assert states["mistaken"].error == "its process ended with status 2, after 1 start"
 
 
-def test_no_more_than_there_are_slots_for_and_an_interrupt_stops_what_runs(tmp_path):
+def test_no_more_than_there_are_slots_for_and_an_interrupt_stops_what_runs(tmp_path: Path) -> None:
     runs = [RunFolder(tmp_path / name) for name in "abc"]
     endings = {"a": [(0, "finished")], "b": [(None, "running")], "c": [(None, "running")]}
     scheduler = Scripted(endings, slots=1)
     looks = iter(range(5))
 
-    def look():
+    def look() -> None:
         if next(looks, None) == 4:
             raise KeyboardInterrupt
 
@@ -104,7 +107,7 @@ def test_no_more_than_there_are_slots_for_and_an_interrupt_stops_what_runs(tmp_p
     assert scheduler.batches == [["a"], ["b"]] and endings["c"]
 
 
-def test_unusable_options_are_one_line(tmp_path, capsys):
+def test_unusable_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match=r"--slurm: .*'partion'"):
         SlurmScheduler(tmp_path, {"cluster": "local", "partion": "gpu"}, Resources(), None)
     with pytest.raises(UsageError, match="--slurm: "):
@@ -114,19 +117,19 @@ def test_unusable_options_are_one_line(tmp_path, capsys):
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path: Path) -> Path:
     path = tmp_path / "study.yml"
     path.write_text(yaml.safe_dump(STUDY))
     return path
 
 
-def kill(pids, sign=signal.SIGKILL):
+def kill(pids: Iterable[int], sign: signal.Signals = signal.SIGKILL) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, sign)
 
 
-def trainers(runs: Path):
+def trainers(runs: Path) -> list[int]:
     """Processes that hold the lock of a run."""
     found = []
     for fds in Path("/proc").glob("[0-9]*/fd"):
@@ -138,15 +141,13 @@ def trainers(runs: Path):
     return [pid for pid in found if pid != os.getpid()]
 
 
-def killing_look(monkeypatch, runs: Path, sign):
+def killing_look(monkeypatch: pytest.MonkeyPatch, runs: Path, sign: signal.Signals) -> list[int]:
     """Send a signal to the process of the first run that has two checkpoints, once."""
     run = RunFolder(runs / "SlipperyAnt-v0" / "PPO" / "seed_3")
-    done = []
-    from sb3_plasticity.study.progress import StudyProgress
-
+    done: list[int] = []
     look = StudyProgress.look
 
-    def kill_once(self):
+    def kill_once(self: StudyProgress) -> None:
         look(self)
         if not done and len(run.checkpoints()) >= 2 and (pids := trainers(run.path)):
             done.extend(pids)
@@ -157,7 +158,7 @@ def killing_look(monkeypatch, runs: Path, sign):
 
 
 @pytest.mark.slow
-def test_a_ray_worker_that_is_killed_is_replaced(study, tmp_path, monkeypatch):
+def test_a_ray_worker_that_is_killed_is_replaced(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -178,7 +179,9 @@ def test_a_ray_worker_that_is_killed_is_replaced(study, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_slurm_job_that_is_preempted_is_queued_again(study, tmp_path, monkeypatch):
+def test_a_slurm_job_that_is_preempted_is_queued_again(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """submitit's local executor: SIGUSR2, as Slurm's before a time limit, makes it hand the task on."""
     pytest.importorskip("submitit")
     sent = killing_look(monkeypatch, tmp_path / "runs", signal.SIGUSR2)
@@ -197,7 +200,7 @@ def test_a_slurm_job_that_is_preempted_is_queued_again(study, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_no_such_cluster_is_one_line(study, tmp_path, monkeypatch):
+def test_no_such_cluster_is_one_line(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UsageError, match="--ray auto: "):

@@ -3,6 +3,7 @@
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,11 +14,11 @@ from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder
 
 FILES = sorted((Path(__file__).parents[2] / "studies").glob("*.yml"))
-JUNK = [
+JUNK: list[Any] = [
     None, True, False, 0, -1, 3, 1.5, float("nan"), float("inf"), 10**400, "", "x", "..", "метод", "a\x00b", "1e6",
     "lin_1", "nn.foo", "{}", [], [1, "a"], {}, {"a": 1}, {1: 2}, [[]], "SlipperyAnt-v0", "__import__('os')", "x" * 5000,
 ]  # fmt: skip
-SMALL = {
+SMALL: dict[str, Any] = {
     "name": "fuzz",
     "env_ids": ["CartPole-v1"],
     "n_timesteps": 512,
@@ -35,7 +36,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_studies_here_can_be_run(path):
+def test_the_studies_here_can_be_run(path: Path) -> None:
     study = read_study(path)
     specs = prepare(study, str(path))
     assert len(specs) >= len(study.methods) * len(study.seeds)
@@ -46,7 +47,7 @@ def test_the_studies_here_can_be_run(path):
     assert study.report.baseline in study.methods
 
 
-def test_methods_of_the_control_may_be_chosen():
+def test_methods_of_the_control_may_be_chosen() -> None:
     content = copy.deepcopy(SMALL) | {"control": {}, "control_methods": ["PPO"]}
     runs = planned_runs(parse_study(content, "x"))
     assert [run.method for run in runs if run.control] == ["PPO", "PPO"] and len(runs) == 6
@@ -54,7 +55,7 @@ def test_methods_of_the_control_may_be_chosen():
         parse_study(content | {"control_methods": ["PPo"]}, "x")
 
 
-def places(content, above=()):
+def places(content: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place of a nested mapping or list."""
     found = [above] if above else []
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -63,7 +64,7 @@ def places(content, above=()):
     return found
 
 
-def mutate(content, random_):
+def mutate(content: Any, random_: random.Random) -> None:
     """Put junk at a place, take it away, misspell it, or exchange two."""
     place = random_.choice(places(content))
     parent = content
@@ -79,7 +80,7 @@ def mutate(content, random_):
 
 
 @pytest.mark.slow
-def test_no_study_file_is_a_traceback(monkeypatch, tmp_path):
+def test_no_study_file_is_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """1,200 spoilt contents and 300 spoilt texts: either a study, or one line; and nothing is trained or written."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(RunFolder, "write_description", lambda *_: pytest.fail("something was begun"))

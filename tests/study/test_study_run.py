@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,11 +23,11 @@ from sb3_plasticity.zoo.folder import RunFolder
 from sb3_plasticity.zoo.spec import RunSpec
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     return sb3_plasticity(["study", *arguments])
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "name": "tiny",
     "env_ids": ["SlipperyAnt-v0"],
     "n_timesteps": 512,
@@ -49,8 +52,8 @@ TINY = {
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write(**changes):
+def write(tmp_path: Path) -> Callable[..., Any]:
+    def write(**changes: Any) -> Path:
         path = tmp_path / "study.yml"
         path.write_text(yaml.safe_dump({**TINY, **changes}))
         return path
@@ -59,7 +62,7 @@ def write(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The matrix, trained: its folder."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "tiny.yml").write_text(yaml.safe_dump(TINY))
@@ -67,11 +70,11 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def run_of(folder, method="PPO"):
+def run_of(folder: Path, method: str = "PPO") -> RunFolder:
     return RunFolder(folder / "runs" / "SlipperyAnt-v0" / method / "seed_3")
 
 
-def test_a_run_leaves_everything_needed_to_judge_it(tiny):
+def test_a_run_leaves_everything_needed_to_judge_it(tiny: Path) -> None:
     for method, algorithm in (("PPO", PPO), ("PPO_L2", PPO_L2ER)):
         run = run_of(tiny, method)
         assert run.state().state == "finished" and run.state().step == 512
@@ -90,7 +93,7 @@ def test_a_run_leaves_everything_needed_to_judge_it(tiny):
         assert not list(attempt.path.glob("progress_*")) and list(attempt.path.glob("events.out.tfevents.*"))
 
 
-def test_the_episodes_know_their_task_and_every_method_sees_the_same_frictions(tiny):
+def test_the_episodes_know_their_task_and_every_method_sees_the_same_frictions(tiny: Path) -> None:
     schedule = make_schedule({**TINY["env_kwargs"]["schedule"], "seed": 3})
     for method in ("PPO", "PPO_L2"):
         episodes = run_of(tiny, method).episodes()
@@ -101,7 +104,7 @@ def test_the_episodes_know_their_task_and_every_method_sees_the_same_frictions(t
         assert episodes.length.sum() <= 512 and (episodes.step % 4 == 0).all()
 
 
-def test_a_method_equals_the_algorithm_by_itself(tiny):
+def test_a_method_equals_the_algorithm_by_itself(tiny: Path) -> None:
     """The study adds measurements and files, nothing to what is learned."""
     from stable_baselines3.common.vec_env import VecNormalize
 
@@ -116,14 +119,16 @@ def test_a_method_equals_the_algorithm_by_itself(tiny):
         assert (value == studied.policy.state_dict()[name]).all(), name
 
 
-def test_finished_runs_are_skipped(tiny, capsys):
+def test_finished_runs_are_skipped(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tiny / "runs").rglob("*") if path.is_file()}
     assert main(["run", str(tiny / "tiny.yml"), "-f", str(tiny / "runs")]) == 0
     assert "2 runs of 512 steps" in (out := capsys.readouterr().out) and "0 to train" in out
     assert before == {path: path.stat().st_mtime_ns for path in (tiny / "runs").rglob("*") if path.is_file()}
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(write, tmp_path, capsys):
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    write: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = write(n_timesteps=4_096, methods={"PPO": {"algo": "ppo"}}, curvature=None, plasticity=None)
     folder = RunFolder(tmp_path / "runs" / "SlipperyAnt-v0" / "PPO" / "seed_3")
     command = [sys.executable, "-m", "sb3_plasticity.study", "run", str(study), "-f", str(tmp_path / "runs")]
@@ -150,7 +155,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(write, tmp_path, capsys):
     assert main(["run", str(study), "-f", str(tmp_path / "runs")]) == 0
     assert folder.state().state == "finished" and folder.state().step == 4_096
     before, after = folder.attempts()
-    assert checkpoint.stem == f"rl_model_{after.start}_steps" and before.stop == after.start
+    assert checkpoint is not None and checkpoint.stem == f"rl_model_{after.start}_steps" and before.stop == after.start
     assert (before.path / "0.monitor.csv").read_bytes() == first, "an old record was touched"
     rest = pd.read_csv(after.path / "0.monitor.csv", comment="#")
     assert rest.step.min() > after.start and rest.task_index.min() >= after.start // 256 - 1
@@ -160,7 +165,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(write, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_what_was_started(write, tmp_path, kind):
+def test_an_interrupt_ends_what_was_started(write: Callable[..., Any], tmp_path: Path, kind: signal.Signals) -> None:
     study = write(n_timesteps=100_000, methods={"PPO": {"algo": "ppo"}}, curvature=None, plasticity=None)
     folder = RunFolder(tmp_path / "runs" / "SlipperyAnt-v0" / "PPO" / "seed_3")
     command = [sys.executable, "-m", "sb3_plasticity.study", "run", str(study), "-f", str(tmp_path / "runs")]
@@ -192,7 +197,9 @@ class Breaks(BaseCallback):
 """
 
 
-def test_a_crashed_run_is_reported_and_the_others_go_on(write, tmp_path, capsys, monkeypatch):
+def test_a_crashed_run_is_reported_and_the_others_go_on(
+    write: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The callback's module lies in the working directory, where `python -m` finds it and a console script does not."""
     (tmp_path / "my_callbacks.py").write_text(CALLBACKS)
     monkeypatch.chdir(tmp_path)
@@ -241,17 +248,25 @@ def test_a_crashed_run_is_reported_and_the_others_go_on(write, tmp_path, capsys,
         ({"curvature": {"n_sample": 8}}, "'n_sample' (did you mean 'n_samples'?)"),
     ],
 )
-def test_mistakes_in_the_file_are_named(write, tmp_path, capsys, changes, message):
+def test_mistakes_in_the_file_are_named(
+    write: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
     assert main(["run", str(write(**changes)), "-f", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_method_may_have_any_name_and_an_environment_any_tasks(write, tmp_path):
+def test_a_method_may_have_any_name_and_an_environment_any_tasks(write: Callable[..., Any], tmp_path: Path) -> None:
     """A name without ASCII letters; an algorithm that is off-policy; an environment of Gymnasium without tasks."""
     methods = {"метод": {"algo": "dqn", "policy": "MlpPolicy", "learning_starts": 16, "buffer_size": 100}}
-    changes = {"env_ids": ["CartPole-v1"], "env_kwargs": {}, "n_timesteps": 128, "hyperparams": {}, "save_freq": 64}
+    changes: dict[str, Any] = {
+        "env_ids": ["CartPole-v1"],
+        "env_kwargs": {},
+        "n_timesteps": 128,
+        "hyperparams": {},
+        "save_freq": 64,
+    }
     study = write(methods=methods, report={"baseline": "метод"}, curvature=None, plasticity=None, **changes)
     assert main(["run", str(study), "-f", str(tmp_path / "runs")]) == 0
     run = RunFolder(tmp_path / "runs" / "CartPole-v1" / "метод" / "seed_3")
@@ -260,7 +275,7 @@ def test_a_method_may_have_any_name_and_an_environment_any_tasks(write, tmp_path
     assert len(results.tasks) == 1 and results.timelines["CartPole-v1"].n_tasks == 1
 
 
-def test_the_control_is_the_same_world_standing_still(write, tmp_path):
+def test_the_control_is_the_same_world_standing_still(write: Callable[..., Any], tmp_path: Path) -> None:
     schedule = {"kind": "cyclic", "values": [0.5], "period": 256}
     study = write(methods={"PPO": {"algo": "ppo"}}, control={"schedule": schedule}, curvature=None, plasticity=None)
     assert main(["run", str(study), "-f", str(tmp_path / "runs")]) == 0
@@ -269,8 +284,10 @@ def test_the_control_is_the_same_world_standing_still(write, tmp_path):
     assert read_results(tmp_path / "runs").controls == {"SlipperyAnt-v0 (control)"}
 
 
-def test_a_full_disk_is_one_line(write, tmp_path, capsys, monkeypatch):
-    def full(*_):
+def test_a_full_disk_is_one_line(
+    write: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: RunFolder | dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "args.yml")
 
     monkeypatch.setattr(RunFolder, "write_description", full)
@@ -278,7 +295,7 @@ def test_a_full_disk_is_one_line(write, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "error: args.yml: No space left on device\n"
 
 
-def test_any_zoo_run_can_be_made_of_a_studys_and_back(tiny):
+def test_any_zoo_run_can_be_made_of_a_studys_and_back(tiny: Path) -> None:
     """A study's run is a run: `train -i` finds nothing left to do, and the report reads the runs without the study."""
     run = run_of(tiny)
     before = run.model.stat().st_mtime_ns
@@ -289,7 +306,9 @@ def test_any_zoo_run_can_be_made_of_a_studys_and_back(tiny):
     assert alone.tasks.final_return.equals(together.tasks.final_return)
 
 
-def test_runs_are_not_mixed_with_those_of_another_study(tiny, write, tmp_path, capsys):
+def test_runs_are_not_mixed_with_those_of_another_study(
+    tiny: Path, write: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["-f", str(tiny / "runs")]
     assert main(["run", str(write(n_timesteps=1024)), *arguments]) == 2
     assert "was begun with n_timesteps 512, not 1024" in capsys.readouterr().err
@@ -302,7 +321,9 @@ def test_runs_are_not_mixed_with_those_of_another_study(tiny, write, tmp_path, c
     assert "is not empty and not a study's folder" in capsys.readouterr().err
 
 
-def test_two_processes_do_not_train_one_run(write, tmp_path, capsys):
+def test_two_processes_do_not_train_one_run(
+    write: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second leaves the run alone, and does not take it for crashed."""
     study = write(methods={"PPO": {"algo": "ppo"}}, curvature=None, plasticity=None)
     run = run_of(tmp_path)

@@ -1,6 +1,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,17 +20,19 @@ TINY_L2ER = [*TINY, "compile:False"]
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path_factory, monkeypatch, request):
+def _own_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Whatever a command writes beside itself goes to a folder of the test's own."""
     if "trained" not in request.fixturenames:
         monkeypatch.chdir(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture
-def train(capsys):
+def train(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Train in this process; return the exit status and what was written to standard error."""
 
-    def run(*arguments):
+    def run(*arguments: str) -> tuple[int, str]:
         capsys.readouterr()
         status = main(["train", *arguments])
         return status, capsys.readouterr().err
@@ -36,7 +41,7 @@ def train(capsys):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run with normalised observations and rewards: the folder it was started in."""
     folder = tmp_path_factory.mktemp("trained")
     before = os.getcwd()
@@ -62,10 +67,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def command():
+def command() -> Callable[..., str]:
     """Run ``python -m sb3_plasticity.zoo`` as a user does, in the present folder."""
 
-    def run(*arguments, status=0):
+    def run(*arguments: str, status: int = 0) -> str:
         process = subprocess.run(
             [sys.executable, "-m", "sb3_plasticity.zoo", *arguments], capture_output=True, text=True, check=False
         )

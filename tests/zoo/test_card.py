@@ -3,7 +3,9 @@
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +23,13 @@ SHORT = ["-n", "12", "--n-episodes", "1", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def written(trained):
+def written(trained: Path) -> Path:
     """The folder that ``card`` wrote of the run."""
     assert main(["card", str(RUN), *SHORT, "--out", "shared_agent"]) == 0
     return trained / "shared_agent"
 
 
-def test_the_folder_has_what_the_hub_and_rl_zoo_expect(written):
+def test_the_folder_has_what_the_hub_and_rl_zoo_expect(written: Path) -> None:
     names = {path.name for path in written.iterdir()}
     assert names == {
         *(".gitattributes", "README.md", "args.yml", "config.yml", "env_kwargs.yml", "ppo_l2er-SlipperyAnt-v0.zip"),
@@ -43,7 +45,7 @@ def test_the_folder_has_what_the_hub_and_rl_zoo_expect(written):
     assert yaml.safe_load((written / "args.yml").read_text())["tensorboard_log"] == ""
 
 
-def test_the_model_card_reads_as_the_hub_reads_it(written):
+def test_the_model_card_reads_as_the_hub_reads_it(written: Path) -> None:
     card = ModelCard.load(written / "README.md")
     results = json.loads((written / "results.json").read_text())
     assert [task["task"] for task in results["tasks"]] == ["friction_0.2", "friction_0.5", "friction_1"]
@@ -55,7 +57,7 @@ def test_the_model_card_reads_as_the_hub_reads_it(written):
     assert "| friction_0.5 |" in card.text and "'er_coef'" not in card.text and "n_steps" in card.text
 
 
-def test_what_is_loaded_is_the_run(written, tmp_path, capsys):
+def test_what_is_loaded_is_the_run(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["card", str(written), "--load", "-f", str(tmp_path)]) == 0
     path = tmp_path / "ppo_l2er" / "SlipperyAnt-v0_1"
     assert f"Run: {path}" in capsys.readouterr().out
@@ -74,7 +76,7 @@ def test_what_is_loaded_is_the_run(written, tmp_path, capsys):
     assert (tmp_path / "ppo_l2er" / "SlipperyAnt-v0_2").is_dir()
 
 
-def test_what_rl_zoo_has_pushed_loads_too(written, tmp_path, capsys):
+def test_what_rl_zoo_has_pushed_loads_too(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its files do not say with what the run was made."""
     source = tmp_path / "hub"
     shutil.copytree(written, source)
@@ -86,7 +88,7 @@ def test_what_rl_zoo_has_pushed_loads_too(written, tmp_path, capsys):
     assert main(["enjoy", str(run), "--no-render", "-n", "5", "--device", "cpu"]) == 0
 
 
-def test_a_world_without_tasks(train, capsys):
+def test_a_world_without_tasks(train: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["-n", "8", "--eval-freq", "-1", "--verbose", "0", "--device", "cpu"]
     assert train("--algo", "ppo", "--env", "Pendulum-v1", *options, "-params", "n_envs:1", "n_steps:8")[0] == 0
     run = "logs/ppo/Pendulum-v1_1"
@@ -98,13 +100,13 @@ def test_a_world_without_tasks(train, capsys):
     assert folder.with_name("ppo-Pendulum-v1-2").is_dir()
 
 
-def test_returns_of_several_tasks_are_joined():
+def test_returns_of_several_tasks_are_joined() -> None:
     """Returns 1, 3 in one task and 5, 5, 5, 5 in another: mean 4, variance (9 + 1 + 4) / 6."""
     mean, deviation = overall([Score("a", 2.0, 1.0, 2), Score("b", 5.0, 0.0, 4)])
     assert mean == pytest.approx(4) and deviation == pytest.approx((14 / 6) ** 0.5)
 
 
-def test_mistakes(written, tmp_path, capsys):
+def test_mistakes(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty, damaged = tmp_path / "empty", tmp_path / "damaged"
     empty.mkdir()
     shutil.copytree(written, damaged)

@@ -1,5 +1,8 @@
 """``sb3-plasticity inspect``: tables, pictures and one line for every mistake."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,18 +18,18 @@ from sb3_plasticity.inspect_agent import algorithm_of
 from sb3_plasticity.zoo.checkpoints import read_checkpoint
 
 
-def tiny():
+def tiny() -> dict[str, Any]:
     return dict(seed=0, device="cpu", policy_kwargs=dict(net_arch=[6]))
 
 
 @pytest.fixture(scope="module")
-def sac(tmp_path_factory):
+def sac(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "sac.zip"
     SAC("MlpPolicy", "Pendulum-v1", buffer_size=100, learning_starts=10, **tiny()).learn(30).save(path)
     return path
 
 
-def test_a_saved_agent(sac, tmp_path, capsys):
+def test_a_saved_agent(sac: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(sac), "--env", "Pendulum-v1", "--steps", "24", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "SAC, 30 steps" in printed and "learns new targets" in printed and "critic_1:" in printed
@@ -40,9 +43,9 @@ def test_a_saved_agent(sac, tmp_path, capsys):
     assert (tmp_path / "out" / "inspect.png").stat().st_size > 1000
 
 
-def test_an_agent_whose_units_are_dead(tmp_path, capsys):
+def test_an_agent_whose_units_are_dead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = DQN("MlpPolicy", "CartPole-v1", buffer_size=100, **tiny())
-    for parameter in (model.policy.q_net.q_net[0].bias, model.policy.q_net.q_net[0].weight):
+    for parameter in map(model.policy.get_parameter, ("q_net.q_net.0.bias", "q_net.q_net.0.weight")):
         parameter.data.fill_(-1.0 if parameter.ndim == 1 else 0.0)
     model.save(tmp_path / "dead.zip")
     assert main(["inspect", str(tmp_path / "dead.zip"), "--env", "CartPole-v1", "--steps", "40"]) == 0
@@ -52,11 +55,11 @@ def test_an_agent_whose_units_are_dead(tmp_path, capsys):
     assert "dead_units is higher" in capsys.readouterr().out
 
 
-def test_statistics_beside_the_model(tmp_path, capsys):
+def test_statistics_beside_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
     model = PPO("MlpPolicy", env, n_steps=16, n_epochs=1, batch_size=16, **tiny()).learn(16)
     model.save(tmp_path / "model.zip")
-    env.save(tmp_path / "vecnormalize.pkl")
+    env.save(str(tmp_path / "vecnormalize.pkl"))
     arguments = ["inspect", str(tmp_path / "model.zip"), "--env", "Pendulum-v1", "--steps", "32"]
     assert main(arguments) == 0
     (tmp_path / "vecnormalize.pkl").unlink()
@@ -67,14 +70,14 @@ def test_statistics_beside_the_model(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_algorithm_is_told_by_the_file(name, tmp_path):
+def test_the_algorithm_is_told_by_the_file(name: str, tmp_path: Path) -> None:
     model = make_agent(name)
     model.save(tmp_path / "model.zip")
     found = algorithm_of(read_checkpoint(tmp_path / "model.zip"), tmp_path / "model.zip")
     assert found is type(model) or {found, type(model)} == {TD3, DDPG}  # which have the same networks and losses
 
 
-def test_a_recurrent_agent(tmp_path):
+def test_a_recurrent_agent(tmp_path: Path) -> None:
     model = RecurrentPPO(
         "MlpLstmPolicy", "Pendulum-v1", n_steps=16, seed=0, policy_kwargs=dict(net_arch=[6], lstm_hidden_size=5)
     )
@@ -94,13 +97,13 @@ def test_a_recurrent_agent(tmp_path):
         (["--env", "Pendulum-v1", "--steps", "1"], "must be a whole number >= 2, got '1'"),
     ],
 )
-def test_mistakes(sac, capsys, arguments, message):
+def test_mistakes(sac: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main(["inspect", str(sac), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_files_that_are_no_models(sac, tmp_path, capsys):
+def test_files_that_are_no_models(sac: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cut.zip").write_bytes(sac.read_bytes()[:2000])
     (tmp_path / "foreign.zip").write_text("nothing of the kind")
     for name in ("cut.zip", "foreign.zip", "none.zip"):

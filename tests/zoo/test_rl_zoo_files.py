@@ -3,6 +3,7 @@
 import argparse
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ Pendulum-v1:
 }
 
 
-def train(name, *options):
+def train(name: str, *options: str) -> tuple[str, Path]:
     algo = name.split()[0]
     Path("mine.yml").write_text(FILES[name])
     common = ["--algo", algo, "--env", "Pendulum-v1", "--conf-file", "mine.yml", "--device", "cpu", "--verbose", "0"]
@@ -91,14 +92,16 @@ def train(name, *options):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_trains_as_in_rl_zoo(name):
+def test_a_file_trains_as_in_rl_zoo(name: str) -> None:
     algo, run = train(name, "--seed", "3", "--eval-freq", "-1")
     ours = ALGOS[algo].load(run / "Pendulum-v1.zip", device="cpu")
     set_random_seed(3)
-    options = {"log_folder": "theirs", "tensorboard_log": "theirs", "config": "mine.yml", "verbose": 0}
+    options: dict[str, Any] = {"log_folder": "theirs", "tensorboard_log": "theirs", "config": "mine.yml", "verbose": 0}
     options |= {"eval_freq": -1, "log_interval": -1}
     manager = ExperimentManager(argparse.Namespace(), algo, "Pendulum-v1", seed=3, device="cpu", **options)
-    theirs, _ = manager.setup_experiment()
+    made = manager.setup_experiment()
+    assert made is not None
+    theirs: Any = made[0]
     manager.learn(theirs)
     assert ours.num_timesteps == theirs.num_timesteps > 50 and ours._n_updates == theirs._n_updates > 0
     own, expected = ours.policy.state_dict(), theirs.policy.state_dict()
@@ -112,7 +115,7 @@ def test_a_file_trains_as_in_rl_zoo(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if "everything" in name])
-def test_it_is_evaluated_goes_on_and_is_shown(name):
+def test_it_is_evaluated_goes_on_and_is_shown(name: str) -> None:
     algo, run = train(name, "--eval-freq", "60", "--eval-episodes", "1", "--save-freq", "40")
     assert (run / "best_model.zip").is_file() and (run / "Pendulum-v1.zip").is_file()
     assert main(["train", "-i", str(run / "Pendulum-v1.zip"), "-n", "150", "--verbose", "0"]) == 0

@@ -8,7 +8,11 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -22,13 +26,13 @@ HEADER = '#{"t_start": 0.0, "env_id": "X"}\nr,l,t,step,task_index,task_value\n'
 SPEC = RunSpec(algo="ppo", env_id="CartPole-v1", seed=3, n_timesteps=100, hyperparams={"policy": "MlpPolicy"})
 
 
-def attempt(run, step, *ends):
+def attempt(run: RunFolder, step: int, *ends: int) -> Path:
     path = run.new_attempt(step)
     (path / "0.monitor.csv").write_text(HEADER + "".join(f"{end / 10},5,0.1,{end},{end // 100},0.5\n" for end in ends))
     return path
 
 
-def test_the_timeline_of_several_attempts(tmp_path):
+def test_the_timeline_of_several_attempts(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.attempts() == [] and run.new_attempt(0) == tmp_path and run.attempts() == []
     first = attempt(run, 0, 10, 320, 350)
@@ -46,7 +50,7 @@ def test_the_timeline_of_several_attempts(tmp_path):
     assert run.progress(["train/loss"])["train/loss"].tolist()[1:] == [2, 9]
 
 
-def test_episodes_without_tasks_are_read_too(tmp_path):
+def test_episodes_without_tasks_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "0.monitor.csv").write_text('#{"t_start": 0.0}\nr,l,t,step\n1.5,5,0.1,20\n2.5,7,0.2,30\n')
     episodes = RunFolder(tmp_path).episodes()
     assert episodes["return"].tolist() == [1.5, 2.5] and episodes.task_index.tolist() == [-1, -1]
@@ -62,7 +66,9 @@ def test_episodes_without_tasks_are_read_too(tmp_path):
         (lambda text: b"\x00\xff" * 50 + b"\n", []),
     ],
 )
-def test_damaged_records_are_passed_over_with_one_warning(tmp_path, damage, left):
+def test_damaged_records_are_passed_over_with_one_warning(
+    tmp_path: Path, damage: Callable[..., Any], left: list[int]
+) -> None:
     run = RunFolder(tmp_path)
     path = attempt(run, 0, 10, 20, 30) / "0.monitor.csv"
     path.write_bytes(damage(path.read_bytes()))
@@ -71,7 +77,7 @@ def test_damaged_records_are_passed_over_with_one_warning(tmp_path, damage, left
     assert len(caught) == 1 and str(path) in str(caught[0].message)
 
 
-def test_half_a_line_at_the_end_is_what_a_kill_leaves(tmp_path):
+def test_half_a_line_at_the_end_is_what_a_kill_leaves(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     path = attempt(run, 0, 10, 20, 30) / "0.monitor.csv"
     content = path.read_bytes()
@@ -83,19 +89,19 @@ def test_half_a_line_at_the_end_is_what_a_kill_leaves(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"state": "runn', b"[1]", b'{"state": 3}', b'{"step": "x"}', b"\xff\xfe"])
-def test_a_damaged_state_is_named_and_pending(tmp_path, content):
+def test_a_damaged_state_is_named_and_pending(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.json").write_bytes(content)
     with pytest.warns(UserWarning, match="state.json") as caught:
         assert RunFolder(tmp_path).state() == State()
     assert len(caught) == 1
 
 
-def test_a_state_of_another_version_is_read(tmp_path):
+def test_a_state_of_another_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"state": "finished", "step": 7, "seconds": 1.0, "colour": "red"}))
     assert RunFolder(tmp_path).state() == State("finished", 7, 1.0)
 
 
-def test_models_and_checkpoints_have_rl_zoos_names(tmp_path):
+def test_models_and_checkpoints_have_rl_zoos_names(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     SPEC.begin(run)
     assert run.model == tmp_path / "CartPole-v1.zip" and run.last_checkpoint() is None
@@ -109,7 +115,7 @@ def test_models_and_checkpoints_have_rl_zoos_names(tmp_path):
     assert [file_name(name) for name in ("pkg:Ant-v0", "ALE/Pong-v5")] == ["Ant-v0", "ALE-Pong-v5"]
 
 
-def test_a_run_says_what_it_is_and_with_what_it_was_made(tmp_path):
+def test_a_run_says_what_it_is_and_with_what_it_was_made(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     SPEC.begin(run)
     assert RunSpec.of(run) == SPEC and run.begun and run.state() == State()
@@ -122,7 +128,7 @@ def test_a_run_says_what_it_is_and_with_what_it_was_made(tmp_path):
         RunSpec.of(RunFolder(tmp_path))
 
 
-def test_a_description_keeps_tuples_and_names_of_classes(tmp_path):
+def test_a_description_keeps_tuples_and_names_of_classes(tmp_path: Path) -> None:
     kwargs = {"optimizer_class": th.optim.SGD, "net_arch": [8, 8], "betas": (0.9, math.inf)}
     entry = OrderedDict(policy="MlpPolicy", policy_kwargs=kwargs, learning_rate="lin_3e-4", seeds=[1, 1])
     spec = replace(SPEC, hyperparams=entry, tags={"method": "PPO + L2: no"})
@@ -134,7 +140,7 @@ def test_a_description_keeps_tuples_and_names_of_classes(tmp_path):
     assert RunSpec.of(RunFolder(tmp_path)) == spec
 
 
-def test_a_running_state_without_a_process_is_pending(tmp_path):
+def test_a_running_state_without_a_process_is_pending(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.write_state(State("running", 128, 2.0))
     assert run.state() == State("pending", 128, 2.0)
@@ -145,7 +151,7 @@ def test_a_running_state_without_a_process_is_pending(tmp_path):
     assert run.state().state == "pending"
 
 
-def test_whoever_only_looks_at_a_run_does_not_keep_it_from_being_trained(tmp_path):
+def test_whoever_only_looks_at_a_run_does_not_keep_it_from_being_trained(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     looker = filelock.FileLock(tmp_path / ".lock", thread_local=False)
     looker.acquire()
@@ -156,13 +162,13 @@ def test_whoever_only_looks_at_a_run_does_not_keep_it_from_being_trained(tmp_pat
     letting_go.join()
 
 
-def _hold(path, held):
+def _hold(path: Path, held: Event) -> None:
     with RunFolder(path).lock():
         held.set()
         time.sleep(60)
 
 
-def test_a_killed_process_lets_go(tmp_path):
+def test_a_killed_process_lets_go(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held = context.Event()
     process = context.Process(target=_hold, args=(tmp_path, held))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from sb3_plasticity.cli import main
 
 ROBOTS = Path(__file__).parents[1] / "envs"
 SCHEDULE = {"kind": "cyclic", "values": [9.81, 30.0], "period": 64}
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "policy": "MlpPolicy",
     "n_envs": 2,
     "n_steps": 32,
@@ -23,13 +24,13 @@ SETTINGS = {
 
 
 @pytest.fixture(autouse=True)
-def _package(monkeypatch):
+def _package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the package is found: by this process and by those that a study starts."""
     monkeypatch.syspath_prepend(str(ROBOTS))
     monkeypatch.setenv("PYTHONPATH", str(ROBOTS))
 
 
-def test_it_is_trained_and_shown_on_a_task(tmp_path, capsys):
+def test_it_is_trained_and_shown_on_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry = {**SETTINGS, "n_timesteps": 128, "env_kwargs": {"schedule": SCHEDULE}}
     (tmp_path / "mine.yml").write_text(yaml.safe_dump({"DriftingPendulum-v0": entry}))
     world = ["--env", "DriftingPendulum-v0", "--gym-packages", "example_robots"]
@@ -41,7 +42,7 @@ def test_it_is_trained_and_shown_on_a_task(tmp_path, capsys):
     assert "Task 1: gravity 30" in capsys.readouterr().out
 
 
-def test_it_is_studied(tmp_path):
+def test_it_is_studied(tmp_path: Path) -> None:
     for package in ("jinja2", "pydantic"):
         pytest.importorskip(package, reason="studies need the extra `study`")
     study = {

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY
@@ -18,12 +21,12 @@ AGENT = ["--algo", "ppo_l2er", "--env", "SlipperyAnt-v0"]
 
 
 @pytest.fixture(autouse=True)
-def _no_display(monkeypatch):
+def _no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
 
-def test_the_readmes_commands(command):
+def test_the_readmes_commands(command: Callable[..., Any]) -> None:
     assert "Saved to" in command("train", "--algo", "ppo_l2er", *TINY, "-n", "64", "--eval-freq", "64")
     output = command("enjoy", *AGENT, "--task", "2", "-n", "10")
     assert "No display: nothing is drawn" in output
@@ -45,7 +48,7 @@ def test_the_readmes_commands(command):
     assert "SlipperyAnt-v0" in Path("bench/benchmark.md").read_text()
 
 
-def test_filming_without_a_display(command, trained):
+def test_filming_without_a_display(command: Callable[..., Any], trained: Path) -> None:
     try:
         headless_backend()
     except RuntimeError as error:
@@ -63,12 +66,12 @@ def test_filming_without_a_display(command, trained):
     assert film.read_bytes() == before and film.with_stem(f"{film.stem}-2").is_file()
 
 
-def test_showing_the_best_model(trained, capsys):
+def test_showing_the_best_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["enjoy", *AGENT, "--load-best", "-n", "10", "--task", "0"]) == 0
     assert "Task 0: friction 0.2" in capsys.readouterr().out
 
 
-def test_showing_a_checkpoint_takes_its_own_statistics(trained, capsys):
+def test_showing_a_checkpoint_takes_its_own_statistics(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = ["enjoy", *AGENT, "--load-checkpoint", "256", "-n", "10"]
     assert main(checkpoint) == 0
     path = Path("logs/ppo_l2er/SlipperyAnt-v0_1/rl_model_vecnormalize_256_steps.pkl")
@@ -80,7 +83,7 @@ def test_showing_a_checkpoint_takes_its_own_statistics(trained, capsys):
     assert f"{path}: the normalisation statistics of" in capsys.readouterr().err
 
 
-def test_stock_algorithms_train_on_our_environments(train):
+def test_stock_algorithms_train_on_our_environments(train: Callable[..., Any]) -> None:
     options = [
         "--env",
         "SlipperyHopper-v0",
@@ -110,7 +113,7 @@ def test_stock_algorithms_train_on_our_environments(train):
         (["doctor", "pakages"], "(did you mean 'packages'?)"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, text, capsys):
+def test_mistakes_are_told_in_one_line(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -120,13 +123,13 @@ def test_mistakes_are_told_in_one_line(arguments, text, capsys):
 @pytest.mark.parametrize(
     "command", ["train", "enjoy", "record_video", "benchmark", "plots", "plots plot_train", "doctor"]
 )
-def test_every_command_has_help(command, capsys):
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
     assert f"usage: sb3-plasticity {command}" in capsys.readouterr().out
 
 
-def test_a_task_of_a_world_without_tasks_is_refused(tmp_path, capsys):
+def test_a_task_of_a_world_without_tasks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu").save(tmp_path / "model.zip")
     assert main(["enjoy", str(tmp_path / "model.zip"), "--task", "1", "--no-render"]) == 2
     assert "--task 1: CartPole-v1 has no tasks" in capsys.readouterr().err
@@ -134,19 +137,19 @@ def test_a_task_of_a_world_without_tasks_is_refused(tmp_path, capsys):
     assert "episodes: return" in capsys.readouterr().out
 
 
-def test_help_lists_the_commands(capsys):
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "doctor" in capsys.readouterr().out
 
 
-def test_without_the_extra_the_command_says_so(tmp_path):
+def test_without_the_extra_the_command_says_so(tmp_path: Path) -> None:
     code = "import sys; sys.modules['rl_zoo3'] = None; from sb3_plasticity.cli import main; sys.exit(main(['train']))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 2
     assert "pip install 'sb3-plasticity[zoo]'" in process.stderr
 
 
-def test_doctor_finds_packages_and_threads(capsys):
+def test_doctor_finds_packages_and_threads(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "packages", "threads", "simulation"]) == 0
     report = capsys.readouterr().out
     for line in ("ok       torch ", "ok       rl_zoo3", "ok       processors"):
@@ -154,16 +157,16 @@ def test_doctor_finds_packages_and_threads(capsys):
     assert ("with batches of simulations" in report) == HAS_BATCH
 
 
-def test_doctor_says_what_to_install(monkeypatch, capsys):
+def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     versions = {"torch": "1.0", "sb3-plasticity": "0.1.0"}
-    real = doctor.metadata.version
+    real = metadata.version
 
-    def version(name):
+    def version(name: str) -> str:
         if name == "rl_zoo3":
-            raise doctor.metadata.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return versions.get(name) or real(name)
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     assert main(["doctor", "packages"]) == 1
     report = capsys.readouterr().out
     assert "missing  torch                1.0, tested is" in report
@@ -172,7 +175,7 @@ def test_doctor_says_what_to_install(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_doctor_tries_rendering_and_the_compiler(capsys):
+def test_doctor_tries_rendering_and_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "rendering", "compiler"])
     report = capsys.readouterr().out
     assert "MUJOCO_GL=egl" in report

@@ -1,7 +1,9 @@
 import copy
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -28,7 +30,9 @@ PRESETS = [
 ]
 
 
-def build(algo, *, preset=None, env_id="SlipperyAnt-v0", **hyperparams):
+def build(
+    algo: str, *, preset: str | None = None, env_id: str = "SlipperyAnt-v0", **hyperparams: Any
+) -> tuple[Experiment, Any]:
     options = {"algo": algo, "env": env_id, "preset": preset, "hyperparams": hyperparams, "seed": 0, "device": "cpu"}
     spec, _ = make_spec(options)
     experiment = Experiment(spec, Path("logs"))
@@ -36,7 +40,7 @@ def build(algo, *, preset=None, env_id="SlipperyAnt-v0", **hyperparams):
 
 
 @pytest.mark.parametrize("algo", CONTENT)
-def test_every_environment_has_an_entry_and_every_key_is_known(algo):
+def test_every_environment_has_an_entry_and_every_key_is_known(algo: str) -> None:
     assert set(ENV_IDS) <= set(CONTENT[algo])
     for name, entry in CONTENT[algo].items():
         if not name.startswith("."):
@@ -44,15 +48,16 @@ def test_every_environment_has_an_entry_and_every_key_is_known(algo):
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
-def test_the_one_argument_form_takes_the_entry(env_id):
+def test_the_one_argument_form_takes_the_entry(env_id: str) -> None:
     model = PPO_L2ER(env_id, device="cpu")
     assert (model.n_envs, model.n_steps) == (8, 256)
     assert model.policy.log_std[0].item() == -1
+    assert model.env is not None
     model.env.close()
 
 
 @pytest.mark.parametrize("setting", ["paper", "dohare"])
-def test_variants_differ_in_their_coefficients_alone(setting):
+def test_variants_differ_in_their_coefficients_alone(setting: str) -> None:
     variants = {name: dict(CONTENT["ppo_l2er"][f"{setting}-{name}"]) for name in ("l2er", "l2", "er", "plain")}
     coefficients = {
         name: (bool(variant.pop("er_coef")), bool(variant.pop("l2_coef"))) for name, variant in variants.items()
@@ -62,7 +67,7 @@ def test_variants_differ_in_their_coefficients_alone(setting):
 
 
 @pytest.mark.parametrize("setting", ["paper", "dohare"])
-def test_stock_ppo_has_the_same_settings(setting):
+def test_stock_ppo_has_the_same_settings(setting: str) -> None:
     ours, theirs = CONTENT["ppo_l2er"][f"{setting}-plain"], CONTENT["ppo"][f"{setting}-plain"]
     only_ours = {"er_coef", "l2_coef", "er_mode", "rank_of"}
     assert {key: value for key, value in ours.items() if key not in only_ours} == theirs
@@ -73,9 +78,10 @@ def test_stock_ppo_has_the_same_settings(setting):
     assert decay / 2 == CONTENT["ppo_l2er"][f"{setting}-l2"]["l2_coef"]
 
 
-def test_a_published_preset_is_what_was_published():
+def test_a_published_preset_is_what_was_published() -> None:
     manager, model = build("ppo_l2er", preset="paper-l2er")
-    assert isinstance(model, PPO_L2ER)
+    kind: type = type(model)
+    assert kind is PPO_L2ER
     assert (model.n_envs, model.n_steps, model.batch_size, model.er_mode) == (1, 2048, 16, "step")
     assert (model.er_coef(1.0), model.l2_coef(0.3), model.max_grad_norm) == (1e-6, 5e-4, math.inf)
     assert model.policy.optimizer.defaults["betas"] == (0.99, 0.99)
@@ -91,13 +97,13 @@ def test_a_published_preset_is_what_was_published():
 
 
 @pytest.mark.parametrize(("algo", "preset"), PRESETS)
-def test_every_preset_makes_a_model(algo, preset):
+def test_every_preset_makes_a_model(algo: str, preset: str) -> None:
     _, model = build(algo, preset=preset)
     decays = algo == "ppo" and preset in ("paper-l2", "dohare-l2")
     assert model.policy.optimizer.defaults["weight_decay"] == (1e-3 if decays else 0)
 
 
-def test_the_layer_norm_preset_normalises_every_hidden_activation():
+def test_the_layer_norm_preset_normalises_every_hidden_activation() -> None:
     experiment, model = build("ppo", preset="layernorm-l2")
     for net in (model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net):
         hidden = net(th.randn(5, model.observation_space.shape[0]) * 7)
@@ -109,18 +115,18 @@ def test_the_layer_norm_preset_normalises_every_hidden_activation():
     assert len(callback.mitigations) == 1
 
 
-def test_coefficients_may_be_schedules_and_numbers_need_no_dot():
+def test_coefficients_may_be_schedules_and_numbers_need_no_dot() -> None:
     _, model = build("ppo_l2er", er_coef="lin_1e-3", l2_coef="lin_2e-4", learning_rate="3e-4", clip_range="lin_0.2")
     assert (model.er_coef(1.0), model.er_coef(0.5), model.l2_coef(0.25)) == pytest.approx((1e-3, 5e-4, 5e-5))
     assert (model.learning_rate(1.0), model.clip_range(0.5)) == pytest.approx((3e-4, 0.1))
 
 
-def test_compile_is_passed_on():
+def test_compile_is_passed_on() -> None:
     _, model = build("ppo_l2er", compile=True)
     assert model.compile is True
 
 
-def test_policy_kwargs_name_their_classes():
+def test_policy_kwargs_name_their_classes() -> None:
     _, model = build("ppo_l2er", policy_kwargs={"activation_fn": "ELU", "optimizer_class": "SGD"})
     assert type(model.policy.optimizer) is th.optim.SGD
     assert isinstance(model.policy.mlp_extractor.policy_net[1], th.nn.ELU)
@@ -128,7 +134,7 @@ def test_policy_kwargs_name_their_classes():
     assert model.policy.log_std[0].item() == -1
 
 
-def test_evaluation_gets_the_environment_of_training():
+def test_evaluation_gets_the_environment_of_training() -> None:
     kwargs = {"task": 2, "reset_noise_scale": 0.05}
     manager, _ = build("ppo_l2er", env_kwargs=kwargs, eval_env_kwargs={"reset_noise_scale": 0.2}, vec_env="dummy")
     training, evaluation = manager.create_envs(1, no_log=True), manager.create_envs(1, eval_env=True)
@@ -137,7 +143,7 @@ def test_evaluation_gets_the_environment_of_training():
         assert envs.get_attr("_reset_noise_scale") == [noise]
 
 
-def test_other_environments_and_algorithms_find_their_hyperparameters():
+def test_other_environments_and_algorithms_find_their_hyperparameters() -> None:
     assert config.default_config("ppo", "CartPole-v1", None).endswith("rl_zoo3/hyperparams/ppo.yml")
     assert config.default_config("sac", "SlipperyAnt-v0", None).endswith("rl_zoo3/hyperparams/sac.yml")
     assert Path(config.default_config("ppo_l2er", "Blackjack-v1", None)) == config.packaged_config("ppo_l2er")
@@ -146,7 +152,7 @@ def test_other_environments_and_algorithms_find_their_hyperparameters():
     gym.make("CartPole-v1").close()
 
 
-def test_ppo_l2er_is_compared_with_rl_zoos_tuned_ppo():
+def test_ppo_l2er_is_compared_with_rl_zoos_tuned_ppo() -> None:
     """Where there is no entry of ours, both algorithms have the same hyper-parameters; L2-ER has its own defaults."""
     _, ours = build("ppo_l2er", env_id="CartPole-v1")
     _, theirs = build("ppo", env_id="CartPole-v1")
@@ -157,7 +163,7 @@ def test_ppo_l2er_is_compared_with_rl_zoos_tuned_ppo():
     assert (ours.er_coef(1.0), ours.l2_coef(1.0)) == (1e-3, 5e-4)
 
 
-def test_no_clipping_of_the_value_may_be_written_down():
+def test_no_clipping_of_the_value_may_be_written_down() -> None:
     _, model = build("ppo", clip_range_vf=None)
     assert model.clip_range_vf is None
 
@@ -176,12 +182,12 @@ def test_no_clipping_of_the_value_may_be_written_down():
         ("__import__('os').getcwd()", "__import__('os').getcwd()"),
     ],
 )
-def test_values_on_the_command_line(text, value):
+def test_values_on_the_command_line(text: str, value: Any) -> None:
     assert parse_value(text) == value
 
 
 @pytest.mark.parametrize(("algo", "env_id"), [("ppo", "CartPole-v1"), ("sac", "Pendulum-v1"), ("dqn", "CartPole-v1")])
-def test_any_algorithm_takes_mitigations(algo, env_id):
+def test_any_algorithm_takes_mitigations(algo: str, env_id: str) -> None:
     experiment, model = build(algo, env_id=env_id, mitigations=[{"l2": {"coef": 1e-3}}])
     (callback,) = [one for one in experiment.make_callbacks() if isinstance(one, MitigationCallback)]
     assert [type(part).__name__ for part in callback.mitigations] == ["L2"] and model.num_timesteps == 0
@@ -211,7 +217,7 @@ WRONG_FILES = {
 
 
 @pytest.mark.parametrize("text", WRONG_FILES)
-def test_a_wrong_file_is_named_with_its_key(text, train):
+def test_a_wrong_file_is_named_with_its_key(text: str, train: Callable[..., Any]) -> None:
     Path("wrong.yml").write_text(text)
     status, error = train("--algo", "ppo_l2er", "--env", "SlipperyAnt-v0", "--conf-file", "wrong.yml", "-n", "10")
     assert status == 2
@@ -252,7 +258,7 @@ WRONG_OPTIONS = {
 
 
 @pytest.mark.parametrize("options", WRONG_OPTIONS)
-def test_a_wrong_option_is_refused_in_one_line(options, train):
+def test_a_wrong_option_is_refused_in_one_line(options: str, train: Callable[..., Any]) -> None:
     given = options.split()
     for name, value in (("--algo", "ppo_l2er"), ("--env", "SlipperyAnt-v0"), ("-n", "10")):
         given += [] if name in given else [name, value]
@@ -262,6 +268,6 @@ def test_a_wrong_option_is_refused_in_one_line(options, train):
     assert re.search(WRONG_OPTIONS[options], error), error
 
 
-def test_debug_shows_the_traceback():
+def test_debug_shows_the_traceback() -> None:
     with pytest.raises(Exception, match="er_ceof"):
         main(["train", "--debug", "--algo", "ppo_l2er", *TINY_L2ER, "er_ceof:1"])

@@ -1,5 +1,7 @@
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -31,7 +33,9 @@ RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
         ({"kind": "table", "values": [1, 2], "period": 9}, None, [1, 2]),
     ],
 )
-def test_fixed_tasks_are_the_schedules_first_ones(schedule, tasks, values):
+def test_fixed_tasks_are_the_schedules_first_ones(
+    schedule: dict[str, Any], tasks: list[int] | None, values: list[float]
+) -> None:
     probe = make_nonstationary_vec_env("SlipperyAnt-v0", 1, env_kwargs={"schedule": schedule})
     fixed = fixed_tasks(probe, tasks)
     kwargs = {"schedule": schedule, **fixed.env_kwargs}
@@ -43,11 +47,11 @@ def test_fixed_tasks_are_the_schedules_first_ones(schedule, tasks, values):
     assert fixed.labels == [f"friction_{value:.3g}" for value in values]
 
 
-def test_every_task_gets_as_many_episodes():
+def test_every_task_gets_as_many_episodes() -> None:
     assert [episodes_for(3, n) for n in (1, 3, 4)] == [3, 3, 6]
 
 
-def test_both_evaluations_are_recorded(trained):
+def test_both_evaluations_are_recorded(trained: Path) -> None:
     fixed, current = np.load(RUN / "evaluations.npz"), np.load(RUN / "evaluations_current_task.npz")
     assert fixed["timesteps"].tolist() == current["timesteps"].tolist() == [200, 400]
     # an episode for each of the three frictions; one in the current task
@@ -60,7 +64,7 @@ def test_both_evaluations_are_recorded(trained):
     np.testing.assert_allclose(log["eval/mean_reward"].dropna(), current["results"].mean(axis=1))
 
 
-def test_one_evaluation_follows_training_and_the_other_stays(tmp_path):
+def test_one_evaluation_follows_training_and_the_other_stays(tmp_path: Path) -> None:
     schedule = {"kind": "cyclic", "values": [0.2, 0.5, 1.0], "period": 100}
     spec = RunSpec(
         algo="ppo",
@@ -79,7 +83,8 @@ def test_one_evaluation_follows_training_and_the_other_stays(tmp_path):
         },
     )
     experiment = Experiment(spec, tmp_path)
-    current, fixed = experiment.make_evaluations()
+    evaluations: Any = experiment.make_evaluations()
+    current, fixed = evaluations
     experiment.train(experiment.make_model(), [*experiment.make_callbacks(), current, fixed])
     # the schedule's fourth task, which has the first one's friction again
     assert [task.index for task in current.eval_env.get_attr("task")] == [3]
@@ -87,7 +92,7 @@ def test_one_evaluation_follows_training_and_the_other_stays(tmp_path):
     assert (current.evaluations_timesteps, fixed.evaluations_timesteps) == ([300], [300])
 
 
-def test_a_run_that_goes_on_keeps_its_evaluations(tmp_path):
+def test_a_run_that_goes_on_keeps_its_evaluations(tmp_path: Path) -> None:
     record = tmp_path / "evaluations.npz"
     steps, results = np.array([100, 200, 300]), np.array([[1.0, 3.0], [5.0, 9.0], [20.0, 30.0]])
     np.savez(record, timesteps=steps, results=results, ep_lengths=np.ones((3, 2), dtype=int))
@@ -99,13 +104,13 @@ def test_a_run_that_goes_on_keeps_its_evaluations(tmp_path):
         assert Evaluation(env, "eval", record, start=256).evaluations_timesteps == []
 
 
-def test_the_best_model_is_kept_with_its_statistics(trained):
+def test_the_best_model_is_kept_with_its_statistics(trained: Path) -> None:
     assert (RUN / "best_model.zip").is_file()
     assert (RUN / "best_model_vecnormalize.pkl").is_file()
     assert (RUN / "SlipperyAnt-v0" / "vecnormalize.pkl").is_file()
 
 
-def test_tensorboard_shows_the_run_at_one_glance(trained):
+def test_tensorboard_shows_the_run_at_one_glance(trained: Path) -> None:
     events = EventAccumulator("runs/ppo_l2er/SlipperyAnt-v0_1").Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"task/index", "task/value", "train/erank_policy", "eval/mean_reward", "eval_fixed/mean_reward"} <= scalars
@@ -115,7 +120,7 @@ def test_tensorboard_shows_the_run_at_one_glance(trained):
     assert any("hparams" in tag for tag in metadata)
 
 
-def test_the_chart_of_returns_by_task_shows_the_latest_six(tmp_path):
+def test_the_chart_of_returns_by_task_shows_the_latest_six(tmp_path: Path) -> None:
     pole = gym.make("CartPole-v1", max_episode_steps=4)
     env = NonStationary(pole, parameter="gravity", schedule={"kind": "uniform", "low": 5, "high": 15, "period": 8})
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, tensorboard_log=str(tmp_path))
@@ -130,7 +135,7 @@ def test_the_chart_of_returns_by_task_shows_the_latest_six(tmp_path):
     assert [int(tag.split("/")[1]) for tag in shown] == [3, 4, 5, 6, 7, 8]
 
 
-def test_monitor_files_are_what_single_environments_write(train):
+def test_monitor_files_are_what_single_environments_write(train: Callable[..., Any]) -> None:
     pytest.importorskip("mujoco.batch", reason="this MuJoCo has none", exc_type=ImportError)
     columns = {}
     for vec_env in ("batch", "dummy"):
@@ -144,14 +149,14 @@ def test_monitor_files_are_what_single_environments_write(train):
     assert columns["batch"] == columns["dummy"]
 
 
-def test_a_frozen_world_is_evaluated_where_it_is(train):
+def test_a_frozen_world_is_evaluated_where_it_is(train: Callable[..., Any]) -> None:
     options = [*TINY_L2ER, "-n", "64", "--eval-freq", "64", "--eval-episodes", "1", "--env-kwargs", "task:1"]
     status, error = train("--algo", "ppo_l2er", *options)
     assert (status, error) == (0, "")
     assert np.load(RUN / "evaluations.npz")["results"].shape == (1, 1)
 
 
-def test_hyperparameters_for_tensorboard_have_one_level():
+def test_hyperparameters_for_tensorboard_have_one_level() -> None:
     nested = {"policy_kwargs": {"net_arch": [64], "log_std_init": -1.0}, "n": 1, "x": None}
     assert flatten(nested) == {
         "policy_kwargs.net_arch": "[64]",
@@ -162,7 +167,7 @@ def test_hyperparameters_for_tensorboard_have_one_level():
 
 
 @pytest.mark.parametrize("storage", ["study.log", "sqlite:///study.db"])
-def test_hyperparameter_search_scores_on_the_fixed_tasks(storage, train):
+def test_hyperparameter_search_scores_on_the_fixed_tasks(storage: str, train: Callable[..., Any]) -> None:
     options = ["--algo", "ppo_l2er", *TINY_L2ER, "-n", "64", "--eval-episodes", "1", "--n-evaluations", "1"]
     search = ["-optimize", "--n-trials", "1", "--no-optim-plots", "--storage", storage, "--study-name", "s"]
     status, error = train(*options, *search, "--sampler", "random", "--seed", "137")
@@ -176,7 +181,7 @@ def test_hyperparameter_search_scores_on_the_fixed_tasks(storage, train):
 
 
 @pytest.mark.parametrize("algo", ["ppo_l2er", "ppo", "a2c", "trpo"])
-def test_a_trials_rollouts_fit_its_steps(algo):
+def test_a_trials_rollouts_fit_its_steps(algo: str) -> None:
     """With 8 environments and 6,000 steps, eight rollouts of at most 93 steps each; the other names stay rl_zoo3's."""
     study, long = (optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)) for seed in (0, 1))
     wide = set()

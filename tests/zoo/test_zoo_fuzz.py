@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ import sb3_plasticity.zoo.train  # noqa: F401  (its imports are not to count as 
 from sb3_plasticity.cli import main
 
 CASES = 3000
-BASE = {
+BASE: dict[str, Any] = {
     "n_timesteps": 64,
     "policy": "MlpPolicy",
     "n_envs": 1,
@@ -27,13 +28,54 @@ BASE = {
     "stats_window_size": 100,
     "policy_kwargs": {"net_arch": [4]},
 }
-NUMBERS = ("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "learning_rate", "clip_range", "er_coef", "l2_coef")
+NUMBERS: tuple[str, ...] = (
+    "n_envs",
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "gamma",
+    "learning_rate",
+    "clip_range",
+    "er_coef",
+    "l2_coef",
+)
 NUMBERS += ("max_grad_norm", "stats_window_size", "target_kl", "gae_lambda", "vf_coef", "ent_coef", "n_timesteps")
-NEVER = ("ten", "{}", "lin_x", "lin_", {}, [], {"a": 1}, [1, 2], float("nan"), "nn.ReLU", "__import__('os')", "0.3.1")
-OTHERS = ("normalize", "policy_kwargs", "env_kwargs", "callback", "env_wrapper", "frame_stack", "monitor_kwargs")
+NEVER: tuple[Any, ...] = (
+    "ten",
+    "{}",
+    "lin_x",
+    "lin_",
+    {},
+    [],
+    {"a": 1},
+    [1, 2],
+    float("nan"),
+    "nn.ReLU",
+    "__import__('os')",
+    "0.3.1",
+)
+OTHERS: tuple[str, ...] = (
+    "normalize",
+    "policy_kwargs",
+    "env_kwargs",
+    "callback",
+    "env_wrapper",
+    "frame_stack",
+    "monitor_kwargs",
+)
 OTHERS += ("vec_env", "noise_type", "mitigations", "rollout_buffer_class", "policy", "vec_env_wrapper", "eval_tasks")
 ANY = (*NEVER, None, True, 0, -1, 3, 1e300, -1e300, float("inf"), "x", "dict(", "dict(a=1)", "os.system", "метод", "")
-NAMES = ("--algo", "--env", "--device", "--vec-env", "--preset", "--seed", "--eval-tasks", "--log-interval", "-n")
+NAMES: tuple[str, ...] = (
+    "--algo",
+    "--env",
+    "--device",
+    "--vec-env",
+    "--preset",
+    "--seed",
+    "--eval-tasks",
+    "--log-interval",
+    "-n",
+)
 NAMES += (
     "--eval-episodes",
     "--num-threads",
@@ -45,15 +87,17 @@ NAMES += (
 )
 
 
-def misspelt(name, generator):
+def misspelt(name: str, generator: random.Random) -> str:
     place = generator.randrange(len(name))
     return name[:place] + generator.choice("XQ0-") + name[place + 1 :]
 
 
-def case(number):
+def case(number: int) -> tuple[str, str, list[str], bool]:
     """Make a file, the command line's further arguments, and whether nothing but a refusal is right."""
     generator = random.Random(number)
-    entry, arguments, refused = dict(BASE), [], False
+    entry = dict(BASE)
+    arguments: list[str] = []
+    refused = False
     kind = generator.choice(["number", "number", "key", "other", "params", "params key", "option", "text"])
     if kind == "number":
         entry[generator.choice(NUMBERS)] = generator.choice(NEVER)
@@ -89,16 +133,18 @@ class OutOfTime(BaseException):
     pass
 
 
-def out_of_time(number, frame):
+def out_of_time(number: int, frame: Any) -> None:
     raise OutOfTime
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
-def test_every_mistake_is_one_line(block, tmp_path, monkeypatch, capsys):
+def test_every_mistake_is_one_line(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = signal.signal(signal.SIGALRM, out_of_time)
-    wrong = []
+    wrong: list[tuple[Any, ...]] = []
     try:
         for number in range(block * CASES // 10, (block + 1) * CASES // 10):
             kind, text, arguments, refused = case(number)
@@ -114,10 +160,10 @@ def test_every_mistake_is_one_line(block, tmp_path, monkeypatch, capsys):
             except BaseException as error:
                 wrong.append((number, kind, arguments, f"{type(error).__name__}: {error}"))
             signal.alarm(0)
-            error = capsys.readouterr().err
-            lines = [line for line in error.splitlines() if "Warning" not in line and "warn" not in line]
-            if status not in (None, 0) and not (lines and lines[-1].startswith("error: ") and "Traceback" not in error):
-                wrong.append((number, kind, arguments, error[-300:]))
+            said = capsys.readouterr().err
+            lines = [line for line in said.splitlines() if "Warning" not in line and "warn" not in line]
+            if status not in (None, 0) and not (lines and lines[-1].startswith("error: ") and "Traceback" not in said):
+                wrong.append((number, kind, arguments, said[-300:]))
             if refused and status != 2:
                 wrong.append((number, kind, arguments, text, f"status {status}"))
             if status == 2 and list(Path().glob("logs/*/*")):

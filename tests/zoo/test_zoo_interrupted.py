@@ -7,32 +7,42 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY
+from stable_baselines3 import PPO
 
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.zoo import training
+from sb3_plasticity.zoo.experiment import Experiment
 from sb3_plasticity.zoo.folder import RunFolder, State
 from sb3_plasticity.zoo.spec import RunSpec
 
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
-CART = {"policy": "MlpPolicy", "n_envs": 2, "n_steps": 32, "batch_size": 32, "n_epochs": 1}
+CART: dict[str, Any] = {"policy": "MlpPolicy", "n_envs": 2, "n_steps": 32, "batch_size": 32, "n_epochs": 1}
 
 
-def spec(**changes):
-    options = {"algo": "ppo", "env_id": "CartPole-v1", "seed": 3, "n_timesteps": 256, "hyperparams": CART}
+def spec(**changes: Any) -> RunSpec:
+    options: dict[str, Any] = {
+        "algo": "ppo",
+        "env_id": "CartPole-v1",
+        "seed": 3,
+        "n_timesteps": 256,
+        "hyperparams": CART,
+    }
     return RunSpec(**{**options, "save_freq": 64, "eval_freq": -1, "device": "cpu", **changes})
 
 
 @pytest.fixture
-def copy(trained, tmp_path):
+def copy(trained: Path, tmp_path: Path) -> RunFolder:
     shutil.copytree(trained / RUN, tmp_path / RUN)
     return RunFolder(tmp_path / RUN)
 
 
-def test_a_run_goes_on_in_its_folder(copy, train):
+def test_a_run_goes_on_in_its_folder(copy: RunFolder, train: Callable[..., Any]) -> None:
     before = {path: path.read_bytes() for path in (copy.path / "progress.csv", copy.path / "0.monitor.csv")}
     assert copy.state().state == "finished" and copy.state().step == 448
     status, error = train("-i", str(copy.path))
@@ -51,7 +61,7 @@ def test_a_run_goes_on_in_its_folder(copy, train):
     assert copy.progress([]).step.unique().tolist() == [64, 128, 192, 200, 256, 320, 384, 400, 448, 512]
 
 
-def test_a_damaged_model_is_passed_over(copy, train):
+def test_a_damaged_model_is_passed_over(copy: RunFolder, train: Callable[..., Any]) -> None:
     copy.model.write_bytes(copy.model.read_bytes()[:1000])
     with pytest.warns(UserWarning, match=f"{copy.model}: not a whole"):
         assert train("-i", str(copy.path), "-n", "450", "--verbose", "0") == (0, "")
@@ -60,13 +70,13 @@ def test_a_damaged_model_is_passed_over(copy, train):
 
 
 @pytest.mark.parametrize("option", ["-params er_coef:1", "--seed 1", "--algo ppo", "--preset paper-l2er"])
-def test_another_run_is_not_written_into_its_folder(option, copy, train):
+def test_another_run_is_not_written_into_its_folder(option: str, copy: RunFolder, train: Callable[..., Any]) -> None:
     status, error = train("-i", str(copy.path), *option.split())
     assert status == 2 and error.count("\n") == 1
     assert "resumes the run as it is; for a new run from its model, -i" in error and "rl_model_384_steps.zip" in error
 
 
-def test_a_run_folder_may_be_chosen_and_begun_twice(train, tmp_path):
+def test_a_run_folder_may_be_chosen_and_begun_twice(train: Callable[..., Any], tmp_path: Path) -> None:
     options = ["--run-folder", str(tmp_path / "run"), "--algo", "ppo", *TINY, "-n", "64", "--eval-freq", "-1"]
     assert train(*options, "--seed", "3") == (0, "")
     assert train(*options, "--seed", "3") == (0, "")
@@ -79,7 +89,7 @@ def test_a_run_folder_may_be_chosen_and_begun_twice(train, tmp_path):
     assert (status, "is not empty, and no folder of a run" in error) == (2, True)
 
 
-def start(folder, *arguments):
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sb3_plasticity", "train", *arguments]
     log = open(folder / "out.txt", "w")
     process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
@@ -88,7 +98,7 @@ def start(folder, *arguments):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_between_rollouts_and_says_how_to_go_on(kind, tmp_path):
+def test_an_interrupt_ends_between_rollouts_and_says_how_to_go_on(kind: signal.Signals, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     spec(n_timesteps=10_000_000, save_freq=1_000_000).begin(folder)
     process = start(tmp_path, "-i", "run", "--verbose", "0")
@@ -112,26 +122,23 @@ def test_an_interrupt_ends_between_rollouts_and_says_how_to_go_on(kind, tmp_path
     assert folder.model.is_file()
 
 
-def test_stopped_and_resumed_is_as_if_uninterrupted_on_paper(tmp_path, monkeypatch):
+def test_stopped_and_resumed_is_as_if_uninterrupted_on_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The records of a run that was killed anywhere after a checkpoint join without a gap or a double."""
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     for folder in (whole, parts):
         spec().begin(folder)
     training.train(whole)
-    real, left = training.Experiment.train, iter([2, 5, 100])
+    real, left = Experiment.train, iter([2, 5, 100])
 
     class Killed(BaseException):
         pass
 
-    def stopping(self, model, callbacks, progress=False):
+    def stopping(self: Experiment, model: PPO, callbacks: list[Any], progress: bool = False) -> None:
         budget = next(left)
-
-        class Stop(type(callbacks[0])):
-            pass
 
         original = callbacks[0]._on_rollout_start
 
-        def on_rollout_start():
+        def on_rollout_start() -> None:
             original()
             if callbacks[0].rollouts > budget:
                 raise Killed
@@ -139,7 +146,7 @@ def test_stopped_and_resumed_is_as_if_uninterrupted_on_paper(tmp_path, monkeypat
         callbacks[0]._on_rollout_start = on_rollout_start
         return real(self, model, callbacks, progress)
 
-    monkeypatch.setattr(training.Experiment, "train", stopping)
+    monkeypatch.setattr(Experiment, "train", stopping)
     for expected in (Killed, None):
         if expected:
             with pytest.raises(expected):
@@ -152,7 +159,7 @@ def test_stopped_and_resumed_is_as_if_uninterrupted_on_paper(tmp_path, monkeypat
     assert [attempt.start for attempt in parts.attempts()] == [0, 128]
 
 
-def test_a_full_disk_ends_in_one_line(tmp_path):
+def test_a_full_disk_ends_in_one_line(tmp_path: Path) -> None:
     """A limit to the size of files stands for the disk: records fit, the model does not."""
     spec(hyperparams={**CART, "policy_kwargs": {"net_arch": [512, 512]}}).begin(RunFolder(tmp_path / "run"))
     code = (
@@ -166,7 +173,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
     assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "crashed"
 
 
-def test_a_place_that_cannot_be_written_to_is_one_line(train, tmp_path):
+def test_a_place_that_cannot_be_written_to_is_one_line(train: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     status, error = train("--algo", "ppo", *TINY, "-f", str(tmp_path / "file"))
     assert status == 1 and error.count("\n") == 1 and "file" in error
@@ -176,7 +183,9 @@ def test_a_place_that_cannot_be_written_to_is_one_line(train, tmp_path):
         assert status == 1 and error.count("\n") == 1
 
 
-def test_a_crash_is_told_in_one_line_and_kept_whole(tmp_path, monkeypatch, train):
+def test_a_crash_is_told_in_one_line_and_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any]
+) -> None:
     (tmp_path / "breaking.py").write_text(
         "from stable_baselines3.common.callbacks import BaseCallback\n"
         "class Breaking(BaseCallback):\n"
@@ -193,7 +202,7 @@ def test_a_crash_is_told_in_one_line_and_kept_whole(tmp_path, monkeypatch, train
     assert "Traceback" in folder.log.read_text() and folder.last_checkpoint() == folder.checkpoint(128)
 
 
-def test_two_processes_do_not_train_one_run(tmp_path, train):
+def test_two_processes_do_not_train_one_run(tmp_path: Path, train: Callable[..., Any]) -> None:
     folder = RunFolder(tmp_path / "run")
     spec().begin(folder)
     with folder.lock():

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from conftest import TINY_L2ER
 from stable_baselines3 import PPO
 
 from sb3_plasticity import PPO_L2ER
-from sb3_plasticity.zoo import checkpoints
+from sb3_plasticity.common.files import replacing
 from sb3_plasticity.zoo.experiment import seed_at
 from sb3_plasticity.zoo.folder import make_new, numbered
 from sb3_plasticity.zoo.train import make_folder, make_spec
@@ -23,11 +25,11 @@ from sb3_plasticity.zoo.train import make_folder, make_spec
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
 
 
-def contents(folder):
+def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_checkpoints_stand_between_rollouts_with_their_statistics(trained):
+def test_checkpoints_stand_between_rollouts_with_their_statistics(trained: Path) -> None:
     steps = sorted(int(path.stem.split("_")[2]) for path in RUN.glob("rl_model_*_steps.zip"))
     assert steps == [128, 256, 384]
     for step in steps:
@@ -39,7 +41,7 @@ def test_checkpoints_stand_between_rollouts_with_their_statistics(trained):
     assert not list(RUN.rglob(".partial*"))
 
 
-def test_resuming_goes_on_at_the_checkpoint_in_a_folder_of_its_own(trained, train):
+def test_resuming_goes_on_at_the_checkpoint_in_a_folder_of_its_own(trained: Path, train: Callable[..., Any]) -> None:
     before = contents(RUN)
     status, error = train("--trained-agent", str(RUN / "rl_model_256_steps.zip"), "--verbose", "0", "-n", "500")
     assert (status, error) == (0, "")
@@ -58,26 +60,26 @@ def test_resuming_goes_on_at_the_checkpoint_in_a_folder_of_its_own(trained, trai
     assert sorted(path.name for path in Path("runs/ppo_l2er").iterdir()) == ["SlipperyAnt-v0_1", "SlipperyAnt-v0_2"]
 
 
-def test_a_finished_run_has_nothing_to_resume(trained, train):
+def test_a_finished_run_has_nothing_to_resume(trained: Path, train: Callable[..., Any]) -> None:
     status, error = train("--trained-agent", str(RUN / "rl_model_384_steps.zip"), "-n", "300")
     assert status == 2
     assert "it has 384 of 300 steps" in error
 
 
 @pytest.fixture
-def copy(trained, tmp_path):
+def copy(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained / RUN, tmp_path / RUN)
     return tmp_path / RUN
 
 
-def test_missing_statistics_are_an_error(copy, train):
+def test_missing_statistics_are_an_error(copy: Path, train: Callable[..., Any]) -> None:
     (copy / "rl_model_vecnormalize_256_steps.pkl").unlink()
     status, error = train("--trained-agent", str(copy / "rl_model_256_steps.zip"))
     assert status == 2
     assert "rl_model_vecnormalize_256_steps.pkl: the normalisation statistics of" in error
 
 
-def test_damaged_and_foreign_checkpoints_are_refused(copy, train):
+def test_damaged_and_foreign_checkpoints_are_refused(copy: Path, train: Callable[..., Any]) -> None:
     path = copy / "rl_model_256_steps.zip"
     status, error = train("--trained-agent", str(path), "--algo", "sac")
     assert (status, "a checkpoint of ppo_l2er, not of sac" in error) == (2, True)
@@ -95,7 +97,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(copy, train):
     assert error.count("\n") == 1
 
 
-def test_a_stock_ppo_agent_may_go_on_as_ppo_l2er(train):
+def test_a_stock_ppo_agent_may_go_on_as_ppo_l2er(train: Callable[..., Any]) -> None:
     PPO("MlpPolicy", "SlipperyAnt-v0", n_steps=32, batch_size=32, n_epochs=1, device="cpu").learn(32).save("stock.zip")
     status, error = train(
         "--algo", "ppo_l2er", "--trained-agent", "stock.zip", *TINY_L2ER, "-n", "96", "--eval-freq", "-1"
@@ -104,17 +106,17 @@ def test_a_stock_ppo_agent_may_go_on_as_ppo_l2er(train):
     assert PPO_L2ER.load(RUN / "SlipperyAnt-v0.zip", device="cpu").num_timesteps == 96
 
 
-def test_a_failed_write_leaves_the_old_file():
+def test_a_failed_write_leaves_the_old_file() -> None:
     path = Path("model.zip")
     path.write_text("good")
-    with pytest.raises(OSError, match="disk full"), checkpoints.replacing(path) as temporary:
+    with pytest.raises(OSError, match="disk full"), replacing(path) as temporary:
         temporary.write_text("half")
         raise OSError("disk full")
     assert path.read_text() == "good"
     assert [file.name for file in Path().iterdir()] == ["model.zip"]
 
 
-def test_runs_that_start_together_have_folders_of_their_own(tmp_path):
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         spec, _ = make_spec({"algo": "ppo", "env": "CartPole-v1"})
         made = list(pool.map(lambda _: make_folder(spec, {"log_folder": tmp_path})[0].path.name, range(8)))
@@ -123,12 +125,12 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path):
     assert sorted(events) == ["events", *(f"events-{number}" for number in range(2, 9))]
 
 
-def test_the_seed_of_a_run_that_goes_on_is_another_one():
+def test_the_seed_of_a_run_that_goes_on_is_another_one() -> None:
     seeds = [seed_at(3, step) for step in (0, 64, 128)]
     assert seeds[0] == 3 and len(set(seeds)) == 3 and seeds[1] == seed_at(3, 64) != seed_at(4, 64)
 
 
-def test_a_killed_run_is_resumed_to_its_end(command):
+def test_a_killed_run_is_resumed_to_its_end(command: Callable[..., Any]) -> None:
     options = ["--algo", "ppo_l2er", *TINY_L2ER, "-n", "100000", "--save-freq", "64", "--eval-freq", "-1"]
     log = open("out.txt", "w")
     process = subprocess.Popen([sys.executable, "-m", "sb3_plasticity.zoo", "train", *options], stdout=log, stderr=log)
