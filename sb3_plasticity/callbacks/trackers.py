@@ -74,6 +74,7 @@ class WandbOutputFormat(KVWriter):
     Log to a run of Weights and Biases: scalars, histograms and images over the number of environment steps.
 
     :param run: as ``wandb.init()`` returns it; None for the active one
+    :raises ValueError: if it is None and there is no active one
     """
 
     def __init__(self, run: Any = None) -> None:
