@@ -26,6 +26,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_scripts", "agent", "**.ipynb_checkpoints"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"sb3_plasticity {release}"
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sb3_plasticity.mitigations import Agent, Attachment
 from sb3_plasticity.zoo.algorithms import ALGOS
 
 DOCS = Path(__file__).parent.parent
+COSTS = DOCS.parent / "benchmarks" / "results" / "mitigations.json"
 
 
 def generate_pages(docs: Path) -> None:
@@ -116,7 +118,7 @@ def mitigation_pages() -> Iterator[tuple[str, str]]:
         if not inspect.isclass(cls) or cls is Mitigation:
             continue
         if issubclass(cls, Mitigation):
-            use = [f"In YAML and in logs it is called `{cls.name}`. {served(cls, agents)}"]
+            use = [f"In YAML and in logs it is called `{cls.name}`. {served(cls, agents)}", "", *cost(cls.name)]
         elif issubclass(cls, nn.Module):
             use = [f'An activation, for any algorithm: `policy_kwargs={{"activation_fn": mitigations.{name}}}`.']
         elif issubclass(cls, Optimizer):
@@ -124,6 +126,28 @@ def mitigation_pages() -> Iterator[tuple[str, str]]:
         else:
             continue
         yield name, "\n".join([f"# {name}", "", *_autodoc(cls), *use, ""])
+
+
+def cost(name: str) -> list[str]:
+    """
+    Say what a mitigation costs, where that has been measured.
+
+    :param name: of the mitigation
+    :return: lines of a table; none without results of ``benchmarks/mitigations.py``
+    """
+    if not COSTS.is_file():
+        return []
+    measured = json.loads(COSTS.read_text(encoding="utf-8"))
+    rows = [
+        f"| {setting} | {updates} | {found[name]['ratio']:.2f} |"
+        for setting, kinds in measured.items()
+        for updates, found in kinds.items()
+        if name in found
+    ]
+    if not rows:
+        return []
+    title = "CPU time of an iteration with it, as a multiple of one without (`benchmarks/mitigations.py`):"
+    return [title, "", "| setting | updates | multiple |", "|---|---|---|", *rows]
 
 
 def small_agents() -> dict[str, BaseAlgorithm]:

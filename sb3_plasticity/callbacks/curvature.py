@@ -46,8 +46,8 @@ class CurvatureCallback(BaseCallback):
     """
     Record the curvature spectra of an agent's networks while it trains.
 
-    Any algorithm whose objectives are registered (:func:`~sb3_plasticity.agents.objectives_of`): PPO_L2ER, PPO, A2C,
-    TRPO, RecurrentPPO, MaskablePPO, SAC, TD3, DDPG, TQC, CrossQ, DQN, QRDQN.
+    It serves every algorithm whose objectives are known (:func:`~sb3_plasticity.agents.objectives_of`): PPO_L2ER, PPO,
+    A2C, TRPO, RecurrentPPO, MaskablePPO, SAC, TD3, DDPG, TQC, CrossQ, DQN, QRDQN.
 
     With ``every="task"`` it takes, at the end of the first rollout that holds transitions of a new task and before the
     update, the spectra on that task's transitions: H_tau^(0) of Prakash, He, Guo et al. (arXiv 2509.22335), the

@@ -33,10 +33,11 @@ class PlasticityCallback(BaseCallback):
     r"""
     Record how much of their ability to learn an agent's networks have left, each metric beside a fresh network's.
 
-    Any algorithm whose objectives are registered (:func:`~sb3_plasticity.agents.objectives_of`): PPO_L2ER, PPO, A2C,
-    TRPO, RecurrentPPO, MaskablePPO, SAC, TD3, DDPG, TQC, CrossQ, DQN, QRDQN. Measured at the end of a rollout, before
-    the update, on the ``n_samples`` latest transitions (on-policy: spread evenly over the rollout, or gathered over the
-    last ones where they are short; off-policy: the latest of the replay buffer). For each layer, where :math:`a` are
+    It serves every algorithm whose objectives are known (:func:`~sb3_plasticity.agents.objectives_of`): PPO_L2ER, PPO,
+    A2C, TRPO, RecurrentPPO, MaskablePPO, SAC, TD3, DDPG, TQC, CrossQ, DQN, QRDQN. It measures at the end of a rollout,
+    before the update, on the ``n_samples`` latest transitions (on-policy: spread evenly over the rollout, or gathered
+    over the last ones where they are short; off-policy: the latest of the replay buffer). For each layer, where
+    :math:`a` are
     its units after their nonlinearity, (n_samples, units), or for a convolution (n_samples * height * width, channels):
 
     * ``effective_rank``: :math:`\exp` of the entropy of the normalised eigenvalues of :math:`E[a a^\top]` (Roy and

@@ -237,9 +237,9 @@ def mitigate(
     """
     Apply mitigations in any torch training loop: ``with mitigate(net, optimizer, [L2Init(1e-3)]): ...``.
 
-    The module is one network, ``"network"``. It is traced on the inputs of its first call, once more in evaluation
-    mode; unknown layers and the like are refused then. What acts between rollouts acts after every update: there are
-    no stale data here.
+    The module counts as one network, ``"network"``. It is traced on the inputs of its first call, once more in
+    evaluation mode, and a layer that is not known raises an error then. Mitigations that act between rollouts act after
+    every update here, because there are no data that a change of the function could make stale.
 
     :param module: that is called as ``module(inputs)`` in the loop
     :param optimizer: that steps its parameters

@@ -23,8 +23,9 @@ class MitigationCallback(BaseCallback):
 
     Logs ``mitigation/<name>/...``: strength, penalty, and what each method reports of itself. The state of the
     mitigations is saved and loaded with the model, so a run that is resumed with the same list continues as if it had
-    not been interrupted. Hooks exist during updates only: none is left when ``learn`` ends, nor when collecting data
-    raises; those of an update that was broken off do nothing any more and go with the next ``learn``.
+    not been interrupted. Hooks are registered during updates only, and none is left when ``learn`` ends or when
+    collecting data raises an error. The hooks of an update that was broken off have no effect, and the next ``learn``
+    removes them.
 
     :param mitigations: :class:`~sb3_plasticity.Mitigation` objects, or entries as in YAML:
         ``[{"l2_init": {"coef": 1e-3}}]``
