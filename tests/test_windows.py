@@ -48,7 +48,7 @@ print(len(names), env.step(env.action_space.sample())[0].shape)
 """
 
 
-def test_everything_imports_without_posix(tmp_path):
+def test_everything_imports_without_posix(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, str(ROOT)]
     process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
