@@ -17,6 +17,15 @@ from torch.utils import _pytree as pytree
 
 # The modules whose outputs are units: what a mitigation or an instrument calls a layer.
 LAYER_TYPES = (nn.Linear, _ConvNd, nn.RNNBase)
+# The modules of torch that act differently in training: their results depend on chance, or on the rest of the batch.
+DROPOUT_TYPES = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+BATCH_NORM_TYPES = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 # Functions that move, repeat or drop entries and change none.
 _MOVING = frozenset(
     "adaptive_max_pool1d adaptive_max_pool2d broadcast_to cat chunk clone concat concatenate contiguous expand "

@@ -6,6 +6,7 @@ from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.callback import MitigationCallback
 from sb3_plasticity.mitigations.churn import ChurnReduction
 from sb3_plasticity.mitigations.effective_rank import EffectiveRank, RankAscent
+from sb3_plasticity.mitigations.injection import PlasticityInjection
 from sb3_plasticity.mitigations.optimizers import TRAC, UPGD, MuonAdam
 from sb3_plasticity.mitigations.penalties import (
     L2,
@@ -52,6 +53,7 @@ __all__ = [
     "Mitigation",
     "MitigationCallback",
     "OptimizerReset",
+    "PlasticityInjection",
     "ShrinkHead",
     "attached",
     "attachments_of",

@@ -123,7 +123,7 @@ def fresh_parameters(module: nn.Module, seed: int) -> dict[str, th.Tensor]:
 
 def copy_to_targets(model: Any) -> None:
     """
-    Make target networks copies of the networks they follow, and the memory of recurrent policies empty.
+    Make target networks copies of the networks they follow.
 
     :param model: an algorithm of SB3 or sb3-contrib; None for plain torch, which has neither
     """
@@ -131,6 +131,14 @@ def copy_to_targets(model: Any) -> None:
         network, target = (getattr(getattr(model, "policy", None), name, None) for name in (online, f"{online}_target"))
         if network is not None and target is not None:
             target.load_state_dict(network.state_dict())
+
+
+def empty_memory(model: Any) -> None:
+    """
+    Let a recurrent policy begin with an empty memory.
+
+    :param model: an algorithm of SB3 or sb3-contrib; None for plain torch, which has none
+    """
     for states in getattr(model, "_last_lstm_states", None) or ():
         for state in states:
             state.zero_()
@@ -181,6 +189,7 @@ class LayerReset(_Reset):
             self.clear_moments(names, self.resets_log_std)
         if self.layers == "all":  # the targets of a part are left to Polyak averaging
             copy_to_targets(self.agent.model)
+            empty_memory(self.agent.model)
 
     def _names(self, network: Network) -> list[str]:
         kept = () if self.layers == "all" else network.layers[-int(self.layers) :]
@@ -281,6 +290,7 @@ class FIRE(_Reset):
                 done.add(name)
         self.clear_moments(done)
         copy_to_targets(self.agent.model)
+        empty_memory(self.agent.model)
 
 
 def polar(weight: th.Tensor) -> th.Tensor:

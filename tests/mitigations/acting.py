@@ -26,6 +26,7 @@ ACTING: list[tuple[str, dict[str, Any]]] = [
     ("normalize_and_project", dict(outputs=True)),
     ("optimizer_reset", dict(when="task")),
     ("parseval", dict(coef=0.1)),
+    ("plasticity_injection", dict(when=20, times=3)),
     ("rank_ascent", dict(coef=1e-2)),
     ("redo", dict(tau=0.9, every=2)),
     ("regenerative_wasserstein", dict(coef=0.1, interval=3)),
