@@ -20,6 +20,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 from torch.nn import functional as F
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _LOG_SQRT_2_PI = math.log(math.sqrt(2 * math.pi))
 # Called without hooks and without a copy of their state, these are functions.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {nn.Tanh: th.tanh, nn.ReLU: th.relu}
@@ -90,7 +91,8 @@ def _is_standard(policy: ActorCriticPolicy) -> bool:
         and isinstance(policy.observation_space, spaces.Box)
         and not is_image_space(policy.observation_space)
         and policy.observation_space.shape != ()
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+        # A PyTorch that keeps its hooks elsewhere may have some: that is no short way.
+        and not any(getattr(module, kind, True) for module in policy.modules() for kind in _HOOKS)
     )
 
 

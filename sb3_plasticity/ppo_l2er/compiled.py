@@ -22,6 +22,8 @@ from torch.utils import _pytree as pytree
 
 from sb3_plasticity.common.actor_critic import evaluate_actions, record_features
 from sb3_plasticity.common.functional import functional_call
+from sb3_plasticity.common.injection import terms_of
+from sb3_plasticity.common.networks import BATCH_NORM_TYPES, DROPOUT_TYPES
 from sb3_plasticity.common.objective import PPOCoefficients, l2_penalty, ppo_terms
 from sb3_plasticity.common.rollout import Samples
 from sb3_plasticity.mitigations.attachment import Attachment
@@ -97,8 +99,10 @@ def why_not(policy: ActorCriticPolicy) -> str | None:
         return f"its optimizer has {options[0]}=True"
     if policy.device.type != "cpu":
         return f"it is on {policy.device}: compiled updates were only tested on CPUs"
+    if terms_of(policy):
+        return "plasticity_injection has given it frozen heads"
     for module in policy.modules():
-        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+        if isinstance(module, (*BATCH_NORM_TYPES, *DROPOUT_TYPES)):
             return f"it has a {type(module).__name__} layer, which acts differently in training"
     return no_compiler()
 
@@ -114,16 +118,24 @@ def why_not_with(policy: ActorCriticPolicy, mitigations: Sequence[Mitigation]) -
     for part in mitigations:
         if not part.pure and not isinstance(part, _RowsRank):
             return f"{part.name} depends on more than its arguments"
+    owners = (policy, _MODULE_HOOKS), (next(policy.parameters()), _TENSOR_HOOKS), (policy.optimizer, _STEP_HOOKS)
+    for owner, kinds in owners:
+        for kind in kinds:
+            if not hasattr(owner, kind):
+                return f"PyTorch {th.__version__} lacks what tells of hooks ({kind})"
     for name, parameter in policy.named_parameters():
-        if getattr(parameter, "_backward_hooks", None) or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        if any(getattr(parameter, kind) for kind in _TENSOR_HOOKS):
             return f"there is a hook on the gradient of {name}"
     for name, module in policy.named_modules():
-        if any(getattr(module, kind, None) for kind in _MODULE_HOOKS):
+        if any(getattr(module, kind) for kind in _MODULE_HOOKS):
             return f"there is a hook on {name or type(module).__name__}"
     return None
 
 
+# PyTorch has no public way to ask for hooks. What it costs to look is not measurable; not to look would silence them.
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def is_watched(optimizer: th.optim.Optimizer) -> bool:
@@ -133,8 +145,7 @@ def is_watched(optimizer: th.optim.Optimizer) -> bool:
     :param optimizer: any
     :return: True if it has hooks, or a ``step`` of its own as learning rate schedulers give it
     """
-    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    return any(getattr(optimizer, kind, None) for kind in kinds) or "step" in vars(optimizer)
+    return any(getattr(optimizer, kind) for kind in _STEP_HOOKS) or "step" in vars(optimizer)
 
 
 def minibatches_seen(part: Mitigation) -> int:
@@ -170,7 +181,6 @@ class CompiledUpdate:
         :param hyperparameters: of this rollout's updates
         :param attachments: whose mitigations act, in this order
         :param l2_names: parameters whose squared norm is reported, or None
-        :raises CompilationError: if the optimizer has updated some parameters more often than others
         """
         self.attachments = list(attachments)
         self.parts = [part for attachment in attachments for part in attachment.mitigations]
@@ -212,10 +222,10 @@ class CompiledUpdate:
                 state[parameter]["step"] = th.tensor(0.0)
                 state[parameter]["exp_avg"] = th.zeros_like(parameter)
                 state[parameter]["exp_avg_sq"] = th.zeros_like(parameter)
-        steps = {float(state[parameter]["step"]) for parameter in self._parameters}
-        if len(steps) > 1:
-            raise CompilationError(f"its optimizer's parameters are at different steps: {sorted(steps)}")
-        self._step = th.tensor(steps.pop(), dtype=th.float64)
+        # Equal, unless the moments of some parameters have been forgotten, as resets do.
+        steps = [float(state[parameter]["step"]) for parameter in self._parameters]
+        self._step = th.tensor(sorted(set(steps)), dtype=th.float64)
+        self._step_of = tuple(self._step.tolist().index(step) for step in steps)
         moments = [state[parameter][kind] for kind in ("exp_avg", "exp_avg_sq") for parameter in self._parameters]
         return [*moments, self._step]
 
@@ -286,7 +296,8 @@ class CompiledUpdate:
     def _program(self, variant: Variant, structure: Any, has_er_batch: bool, inputs: list[th.Tensor]) -> Program:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in inputs)
         reported = None if self.l2_names is None else tuple(self.l2_names)
-        key = (variant, tuple(self.parts), tuple(self._recorded), reported, self._adam_options(), shapes)
+        steps = self._step_of if self.steps else ()
+        key = (variant, tuple(self.parts), tuple(self._recorded), reported, self._adam_options(), steps, shapes)
         if key not in self._programs:
             count, state_count = len(self._parameters), len(self._state) + 1
             lengths = [len(constants) for constants in self._constants]
@@ -335,8 +346,9 @@ class CompiledUpdate:
         return rows
 
     def _write_back_step(self) -> None:
-        for parameter in self._parameters:
-            self.policy.optimizer.state[parameter]["step"].fill_(float(self._step))
+        steps = self._step.tolist()
+        for parameter, place in zip(self._parameters, self._step_of, strict=True):
+            self.policy.optimizer.state[parameter]["step"].fill_(steps[place])
 
     def due(self, counts: Callable[[Mitigation], int]) -> tuple[int, ...]:
         """
@@ -559,18 +571,17 @@ class CompiledUpdate:
         """
         beta1, beta2, eps, decay, decoupled = self._adam_options()
         step.add_(apply.to(step.dtype))
-        scalars = [
-            clip,
+        scalars = [clip, apply.float()]
+        for single_step in step.unbind():
             # In float64: early on, 1 - beta^t would lose most of its digits in float32.
-            (at.learning_rate / (1 - beta1**step)).float(),
-            (1 - beta2**step).sqrt().float(),
-            apply.float(),
-        ]
-        clip, step_size, root, apply = th.stack(scalars).unbind()  # see inductor.OPTIONS
+            scalars.append((at.learning_rate / (1 - beta1**single_step)).float())
+            scalars.append((1 - beta2**single_step).sqrt().float())
+        clip, apply, *rates = th.stack(scalars).unbind()  # see inductor.OPTIONS
         apply = apply > 0
-        for parameter, gradient, first, second in zip(
-            parameters, gradients, first_moments, second_moments, strict=True
+        for parameter, gradient, first, second, place in zip(
+            parameters, gradients, first_moments, second_moments, self._step_of, strict=True
         ):
+            step_size, root = rates[2 * place], rates[2 * place + 1]
             gradient = gradient * clip
             value = parameter
             if decay and decoupled:

@@ -109,7 +109,8 @@ def tracing(policy: ActorCriticPolicy) -> Iterator[None]:
     :param policy: the actor-critic
     """
     distribution = th.distributions.Distribution
-    validate, state = distribution._validate_args, dict(vars(policy.action_dist))
+    # Without a public way to ask, what torch documents as the default.
+    validate, state = getattr(distribution, "_validate_args", __debug__), dict(vars(policy.action_dist))
     distribution.set_default_validate_args(False)
     try:
         with _OneHot():
