@@ -75,6 +75,8 @@ bench: $(DEVELOP)  ## the benchmarks: ratios measured side by side in one run
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/throughput.py --part envs
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/throughput.py --part training
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mitigations.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compiled.py
 	$(BIN)/python -W ignore benchmarks/curvature.py --threads 2
 
 clean:  ## remove what the build left

@@ -1,0 +1,121 @@
+"""
+What each registered mitigation costs: its whole iteration (rollout and update) over one without it.
+
+    python benchmarks/mitigations.py
+    python benchmarks/mitigations.py --settings dohare --updates eager --names l2 l2_init
+
+"eager" is stock PPO with a ``MitigationCallback``, over stock PPO; "compiled" is ``PPO_L2ER(compile=True)`` without
+L2-ER of its own and with the callback, over the same without. The two take turns, one iteration each, and what counts
+is the CPU time of the process, on one thread: the wall clock of a machine that is not alone says little. The learning
+rate is 0, so that both agents do the same in the same world. Arguments are the defaults, but that what acts between
+rollouts does so at every rollout, and that what waits for units to mature finds them mature. Prints tables and writes
+``results/mitigations.json``, in which a mitigation, setting and kind of update that is not measured anew stays.
+"""
+
+import argparse
+import inspect
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from measure import machine, median
+from stable_baselines3 import PPO
+from torch import nn
+from training import OFF, ROLLOUT, SETTINGS, arguments, environment
+
+from sb3_plasticity import PPO_L2ER
+from sb3_plasticity.mitigations import MitigationCallback, find_mitigation, names
+
+# Not the defaults: or nothing would happen in the time that is measured.
+ACTING: dict[str, dict[str, Any]] = {"continual_backprop": dict(maturity_threshold=0)}
+# What a mitigation may cost, eager, in minibatches of 128; by the module that holds it, and without any.
+GOALS = {"recycling": 1.15, "resets": 1.03, "injection": 1.03}
+PENALTIES, NOTHING = 1.10, 1.01
+CALLBACK = "(callback alone)"
+
+
+def entry(name: str) -> list[dict[str, Any]]:
+    """As in YAML; what acts between rollouts acts at every rollout."""
+    if name == CALLBACK:
+        return []
+    when = {"when": 1} if "when" in inspect.signature(find_mitigation(name)).parameters else {}
+    return [{name: when | ACTING.get(name, {})}]
+
+
+def goal(name: str) -> float:
+    """The ratio to reach, eager, in minibatches of 128."""
+    if name == CALLBACK:
+        return NOTHING
+    cls = find_mitigation(name)
+    homes = [GOALS[home] for home in (base.__module__.rpartition(".")[2] for base in cls.__mro__) if home in GOALS]
+    return homes[0] if homes else PENALTIES
+
+
+def agent(setting: str, compiled: bool, rollout: int) -> Any:
+    """PPO as published in a setting, standing still."""
+    settings: dict[str, Any] = arguments(setting) | dict(learning_rate=0.0, n_steps=rollout // SETTINGS[setting][0])
+    policy_kwargs = dict(net_arch=SETTINGS[setting][1], activation_fn=nn.ReLU)
+    extra: dict[str, Any]
+    kind, extra = (PPO_L2ER, dict(compile=True, **OFF)) if compiled else (PPO, {})
+    env = environment(setting, "dummy")
+    return kind("MlpPolicy", env, device="cpu", policy_kwargs=policy_kwargs, **settings, **extra)
+
+
+def iterations(model: Any, rollout: int, mitigations: list[dict[str, Any]] | None) -> Callable[[], float]:
+    """Let an agent train one iteration a call, and return its CPU seconds."""
+    callback = None if mitigations is None else MitigationCallback(mitigations)
+
+    def iterate() -> float:
+        began = time.process_time()
+        model.learn(rollout, callback=callback, reset_num_timesteps=False, log_interval=None)
+        return time.process_time() - began
+
+    iterate()  # compiles, and fills the optimizer's state
+    return iterate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [CALLBACK, *names()]
+    parser.add_argument("--names", nargs="+", choices=known, default=known, metavar="NAME", help="default: all")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["dohare", "paper"])
+    parser.add_argument("--updates", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rollout", type=int, default=ROLLOUT, help="steps; what is done once a rollout weighs by it")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mitigations.json")
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    for setting in args.settings:
+        for update in args.updates:
+            print(f"\n{setting}: {SETTINGS[setting][1]}, minibatch {SETTINGS[setting][2]}, {update}", flush=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                plain = iterations(agent(setting, update == "compiled", args.rollout), args.rollout, None)
+            for name in args.names:
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    mitigated = iterations(
+                        agent(setting, update == "compiled", args.rollout), args.rollout, entry(name)
+                    )
+                    pairs = [(plain(), mitigated()) for _ in range(args.rounds)]
+                said = [str(warning.message) for warning in caught if "runs uncompiled" in str(warning.message)]
+                ratio = median(theirs / mine for mine, theirs in pairs)
+                row: dict[str, Any] = dict(
+                    ratio=ratio, seconds=median(mine for _, mine in pairs), rounds=args.rounds, rollout=args.rollout
+                )
+                row |= dict(machine=machine(), uncompiled=said[0] if said else None)
+                results.setdefault(setting, {}).setdefault(update, {})[name] = row
+                missed = ratio > goal(name) and (setting, update) == ("dohare", "eager")
+                notes = f"  over {goal(name):.2f}" * missed + "  (runs uncompiled)" * bool(said)
+                print(f"{name:>28}{ratio:>8.3f} of the time without{notes}", flush=True)
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
