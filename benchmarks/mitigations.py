@@ -59,8 +59,8 @@ def agent(setting: str, compiled: bool, rollout: int) -> Any:
     """PPO as published in a setting, standing still."""
     settings: dict[str, Any] = arguments(setting) | dict(learning_rate=0.0, n_steps=rollout // SETTINGS[setting][0])
     policy_kwargs = dict(net_arch=SETTINGS[setting][1], activation_fn=nn.ReLU)
-    extra: dict[str, Any]
-    kind, extra = (PPO_L2ER, dict(compile=True, **OFF)) if compiled else (PPO, {})
+    kind: Any = PPO_L2ER if compiled else PPO
+    extra: dict[str, Any] = {"compile": True, **OFF} if compiled else {}
     env = environment(setting, "dummy")
     return kind("MlpPolicy", env, device="cpu", policy_kwargs=policy_kwargs, **settings, **extra)
 
