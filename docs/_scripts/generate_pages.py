@@ -90,6 +90,8 @@ def environment_pages() -> Iterator[tuple[str, str]]:
             *(f"| {name} | `{value}` |" for name, value in rows),
             f"| time limit | {limit} |",
         ]
+        if inspect.isclass(entry_point(spec)):
+            text += ["| keywords | below, [those of every robot](index.md#keywords-of-every-robot), and its parent's |"]
         yield env_id, "\n".join([*text, "", *_autodoc(entry_point(spec))])
 
 
