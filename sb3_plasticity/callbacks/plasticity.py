@@ -198,6 +198,8 @@ class PlasticityCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._finish_update()
+        if (writer := summary_writer(self.logger)) is not None:
+            writer.flush()  # SB3 has dumped its log before the last update
         if self._due and not self.measures:
             warnings.warn(
                 f"PlasticityCallback has measured nothing: fewer than n_samples={self.n_samples} transitions were there"
