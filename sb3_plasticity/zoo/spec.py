@@ -80,7 +80,8 @@ class RunSpec:
         :param folder: of the run
         """
         folder.write_description({**vars(self), **made_with()})
-        folder.write_state(State())
+        if not folder.begun:  # a run whose description was damaged keeps what it has reached
+            folder.write_state(State())
 
 
 def note_resumed(folder: RunFolder, step: int) -> None:

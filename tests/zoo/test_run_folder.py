@@ -128,6 +128,17 @@ def test_a_run_says_what_it_is_and_with_what_it_was_made(tmp_path: Path) -> None
         RunSpec.of(RunFolder(tmp_path))
 
 
+def test_a_damaged_description_written_anew_keeps_how_far_the_run_is(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    SPEC.begin(run)
+    run.write_state(State("finished", 100, 2.0))
+    (tmp_path / "CartPole-v1" / "args.yml").write_text("algo: [")
+    with pytest.warns(UserWarning, match=r"args\.yml: not as rl_zoo3 writes it"):
+        assert run.description() == {}
+    SPEC.begin(run)
+    assert RunSpec.of(run) == SPEC and run.state() == State("finished", 100, 2.0)
+
+
 def test_a_description_keeps_tuples_and_names_of_classes(tmp_path: Path) -> None:
     kwargs = {"optimizer_class": th.optim.SGD, "net_arch": [8, 8], "betas": (0.9, math.inf)}
     entry = OrderedDict(policy="MlpPolicy", policy_kwargs=kwargs, learning_rate="lin_3e-4", seeds=[1, 1])
