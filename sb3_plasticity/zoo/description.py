@@ -22,7 +22,7 @@ NAME = "tag:yaml.org,2002:python/name:"
 
 
 class _Loader(yaml.FullLoader):
-    """Reads what rl_zoo3 and we write: an OrderedDict, tuples and names of classes, but no code."""
+    """Reads what rl_zoo3 and we write: an OrderedDict, tuples and names, whose modules are imported; no calls."""
 
 
 class _Dumper(yaml.SafeDumper):
