@@ -13,7 +13,7 @@ SB3's loggers take formats of one's own::
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -36,12 +36,36 @@ OWN_FORMATS = (HumanOutputFormat, CSVOutputFormat, JSONOutputFormat, TensorBoard
 STEP = "time/total_timesteps"
 
 
-class MLflowOutputFormat(KVWriter):
+class TrackerOutputFormat(KVWriter):
+    """A format that tells scalars from pictures; the run that it logs to belongs to whoever started it."""
+
+    name: ClassVar[str]
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """
+        Log values.
+
+        :param key_values: by name, as ``logger.record`` takes them
+        :param key_excluded: formats that a name is excluded from; this one is called ``"mlflow"`` or ``"wandb"``
+        :param step: number of environment steps
+        """
+        self._log(*sort_values(key_values, key_excluded, self.name), step)
+
+    def _log(self, scalars: dict[str, float], pictures: dict[str, Any], step: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Do nothing: the run goes on."""
+
+
+class MLflowOutputFormat(TrackerOutputFormat):
     """
     Log to the active run of MLflow: scalars as metrics, figures and histograms as pictures among the artifacts.
 
     :param run_id: of another run; None for the active one
     """
+
+    name = "mlflow"
 
     def __init__(self, run_id: str | None = None) -> None:
         import mlflow
@@ -49,15 +73,7 @@ class MLflowOutputFormat(KVWriter):
         self._mlflow = mlflow
         self._run_id = run_id
 
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """
-        Log values.
-
-        :param key_values: by name, as ``logger.record`` takes them
-        :param key_excluded: formats that a name is excluded from; this one is called ``"mlflow"``
-        :param step: number of environment steps
-        """
-        scalars, pictures = sort_values(key_values, key_excluded, "mlflow")
+    def _log(self, scalars: dict[str, float], pictures: dict[str, Any], step: int) -> None:
         self._mlflow.log_metrics(scalars, step=step, run_id=self._run_id)
         client = self._mlflow.MlflowClient()
         run_id = self._run_id or self._mlflow.active_run().info.run_id
@@ -65,17 +81,16 @@ class MLflowOutputFormat(KVWriter):
             picture = draw_histogram(value, key) if isinstance(value, np.ndarray) else value
             client.log_figure(run_id, picture, f"{key}/{step:010d}.png")
 
-    def close(self) -> None:
-        """Do nothing: the run belongs to whoever started it."""
 
-
-class WandbOutputFormat(KVWriter):
+class WandbOutputFormat(TrackerOutputFormat):
     """
     Log to a run of Weights and Biases: scalars, histograms and images over the number of environment steps.
 
     :param run: as ``wandb.init()`` returns it; None for the active one
     :raises ValueError: if it is None and there is no active one
     """
+
+    name = "wandb"
 
     def __init__(self, run: Any = None) -> None:
         import wandb
@@ -88,23 +103,12 @@ class WandbOutputFormat(KVWriter):
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
 
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """
-        Log values.
-
-        :param key_values: by name, as ``logger.record`` takes them
-        :param key_excluded: formats that a name is excluded from; this one is called ``"wandb"``
-        :param step: number of environment steps
-        """
-        scalars, pictures = sort_values(key_values, key_excluded, "wandb")
+    def _log(self, scalars: dict[str, float], pictures: dict[str, Any], step: int) -> None:
         shown = {
             key: self._wandb.Histogram(value) if isinstance(value, np.ndarray) else self._wandb.Image(pixels(value))
             for key, value in pictures.items()
         }
         self._run.log({**scalars, **shown, STEP: step})
-
-    def close(self) -> None:
-        """Do nothing: the run belongs to whoever started it."""
 
 
 def further_formats(logger: Logger) -> list[KVWriter]:
