@@ -151,11 +151,6 @@ class RunFolder:
     # -- models --------------------------------------------------------------------------------------------------------
 
     @property
-    def env_id(self) -> str:
-        """Id of the environment, the namespace of a package included; empty for a run that was never begun."""
-        return str(self.description().get("env_id", ""))
-
-    @property
     def files(self) -> Path:
         """Folder with ``args.yml``, ``config.yml`` and the final statistics of a run that normalises."""
         found = list(self.path.glob(f"*/{ARGS}"))
