@@ -1,7 +1,7 @@
 """
 Every code block of the README and of the documentation runs, in smaller sizes; what does not run is listed here.
 
-The tutorials' cells are executed by ``make docs``, the README's interactive session by ``test_readme.py``.
+The tutorials' cells are executed by ``make docs``, the guide's interactive session by ``test_readme.py``.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What the README shows runs as written."""
+"""What the README, and the guide's interactive session, show runs as written."""
 
 import doctest
 import re
@@ -11,11 +11,12 @@ import pytest
 import sb3_plasticity
 from sb3_plasticity import PPO_L2ER
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def test_doctests() -> None:
-    failed, attempted = doctest.testfile(str(README), module_relative=False)
+    failed, attempted = doctest.testfile(str(ROOT / "docs" / "guide" / "instruments.md"), module_relative=False)
     assert attempted >= 6 and not failed
 
 
@@ -33,6 +34,10 @@ def test_the_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     table = sb3_plasticity.load_spectra(tmp_path / "runs")
     assert {0, 1, 2} == set(table.task_index[table.phase == "start"])
     assert {"policy", "value"} == set(table.network) and {"ggn", "hessian"} == set(table.kind)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.read_text().split()) <= 800
 
 
 def test_pictures_exist() -> None:
