@@ -125,11 +125,8 @@ class Attachment:
                     strength = part.strength()
                     if strength == 0 or not part.due(_counts(part, "updates").get(network, 0)):
                         continue
-                    with th.no_grad():
-                        addition = part.gradient(
-                            name, parameter.detach(), strength * part.interval, *part.constants(name)
-                        )
-                        parameter.grad.add_(addition)  # type: ignore[union-attr]
+                    addition = part.gradient(name, parameter.detach(), strength * part.interval, *part.constants(name))
+                    parameter.grad.add_(addition)  # type: ignore[union-attr]
 
             parameter = parts[0][0].parameters[name]
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._guarded(add)))

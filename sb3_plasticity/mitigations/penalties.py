@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from sb3_plasticity.agents.networks import Network
 from sb3_plasticity.common.checks import check_choice, check_number
+from sb3_plasticity.common.sorting import transport
 from sb3_plasticity.mitigations.base import LogStd, Mitigation
 
 
@@ -171,8 +172,7 @@ class RegenerativeWasserstein(L2Init):
         self, name: str, parameter: th.Tensor, strength: float | th.Tensor, *constants: th.Tensor
     ) -> th.Tensor:
         flat = parameter.flatten()
-        goal = th.empty_like(flat).scatter(0, flat.argsort(), constants[0])
-        return (2 * strength / flat.numel() * (flat - goal)).view_as(parameter)
+        return (2 * strength / flat.numel() * (flat - transport(flat, constants[0]))).view_as(parameter)
 
     @override
     def value(self, name: str, parameter: th.Tensor, *constants: th.Tensor) -> th.Tensor:
@@ -191,12 +191,17 @@ class Parseval(_ParameterPenalty):
     :param coef: strength, or a schedule
     :param networks: names of networks; all if None
     :param scale: s, the squared gain of the initialisation, > 0
+    :param interval: act in every ``interval``-th update, at ``interval``-fold strength
     """
 
     def __init__(
-        self, coef: float | Schedule | str = 1e-3, networks: Iterable[str] | None = None, scale: float = 2.0
+        self,
+        coef: float | Schedule | str = 1e-3,
+        networks: Iterable[str] | None = None,
+        scale: float = 2.0,
+        interval: int = 1,
     ) -> None:
-        super().__init__(coef, networks=networks)
+        super().__init__(coef, networks=networks, interval=interval)
         check_number("scale", scale, above=0)
         self.scale = scale
 
@@ -269,8 +274,10 @@ class SpectralRegularization(_ParameterPenalty):
     def _iterate(matrix: th.Tensor, left: th.Tensor, right: th.Tensor) -> th.Tensor:
         """Improve the singular vectors in place and return the singular value."""
         right.copy_(th.nn.functional.normalize(matrix.mT @ left, dim=0))
-        left.copy_(th.nn.functional.normalize(matrix @ right, dim=0))
-        return left @ matrix @ right
+        image = matrix @ right
+        sigma: th.Tensor = th.linalg.vector_norm(image)
+        left.copy_(image / sigma.clamp(min=1e-12))
+        return sigma
 
     @override
     def constants(self, name: str) -> tuple[th.Tensor, ...]:
@@ -288,7 +295,7 @@ class SpectralRegularization(_ParameterPenalty):
         left, right = constants
         sigma = self._iterate(parameter.flatten(1), left, right)
         slope = 2 * k * strength * (sigma**k - self.target) * sigma ** (k - 1)
-        return (slope * th.outer(left, right)).view_as(parameter)
+        return th.outer(slope * left, right).view_as(parameter)
 
     @override
     def value(self, name: str, parameter: th.Tensor, *constants: th.Tensor) -> th.Tensor:

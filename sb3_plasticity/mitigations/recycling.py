@@ -73,16 +73,18 @@ class _Recycler(Mitigation):
                 state[key] = th.full((layer.n_units,), float(value), device=like.device)
         return state
 
-    def _recycle(self, layer: HiddenLayer, chosen: th.Tensor, means: Mapping[str, th.Tensor] | None = None) -> None:
+    def _recycle(self, layer: HiddenLayer, chosen: th.Tensor, means: Mapping[str, th.Tensor] | None = None) -> bool:
+        """Recycle the chosen units, and return whether there are any."""
         count = int(chosen.sum())
         if count == 0:
-            return
+            return False
         self.state["recycled"] += count
         optimizers = {id(n.optimizer): n.optimizer for n in self.agent.networks.values() if n.optimizer is not None}
         rows = self.rows.take(layer, count)
         recycle_units(self.root, layer, chosen, rows, means, optimizers.values())
         touched = count / layer.n_units * sum(self.root.get_parameter(name).numel() for name in layer.incoming)
         self.observe("share_of_parameters", touched / sum(p.numel() for p in self.parameters.values()))
+        return True
 
     def _recorded(self, layer: HiddenLayer) -> Consumer | None:
         """Find a consumer whose input was recorded."""
@@ -357,17 +359,17 @@ class SelfNormalizedResets(_ActivityRecycler):
             state = self._state_of(layer, age=0, threshold=10_000)
             state.setdefault("counts", th.zeros(layer.n_units, BINS, device=inputs.device))
             state["updates"] = state.get("updates", 0) + 1
-            fired = (inputs > 0).any(0)[columns].any(1)
+            fired = (inputs.amax(0) > 0)[columns].any(1)
             bins = (state["age"] + 1).log2().floor().long().clamp(max=BINS - 1)
             state["counts"][fired, bins[fired]] += 1
             state["age"] = th.where(fired, th.zeros_like(state["age"]), state["age"] + len(inputs))
             if state["updates"] % self.refresh == 0:
                 self._refresh(state, len(inputs))
             chosen = state["age"] >= state["threshold"]
-            self._recycle(layer, chosen)
-            state["age"][chosen] = 0
-            state["counts"][chosen] = 0
-            state["threshold"][chosen] = 10_000
+            if self._recycle(layer, chosen):
+                state["age"][chosen] = 0
+                state["counts"][chosen] = 0
+                state["threshold"][chosen] = 10_000
 
     def _refresh(self, state: dict[str, Any], batch: int) -> None:
         counts = state["counts"]
