@@ -1,8 +1,9 @@
 """
-Matrix products through oneDNN, which on some processors takes half the time of the BLAS that PyTorch calls.
+Matrix products through oneDNN, where that is the faster way.
 
-``benchmarks/compiled.py`` says what that buys here. The kernel is a private operator of PyTorch: where a version has it
-no longer, products run as ever.
+oneDNN uses AVX-512 on every processor that has it; the BLAS that PyTorch calls does not on AMD's. Without AVX-512 the
+BLAS is the faster one (``docs/benchmarks.md`` has the numbers). The kernel is a private operator of PyTorch: where a
+version has it no longer, products run as ever.
 """
 
 import torch as th
@@ -11,13 +12,29 @@ import torch as th
 PAYS_FROM = 128**3
 
 
-def is_available() -> bool:
+def is_faster() -> bool:
     """
-    Whether this PyTorch has oneDNN and the operator that calls it.
+    Whether large float32 products on the CPU are to go through oneDNN.
 
-    :return: False where products must run as ever
+    :return: False where products must, or had better, run as ever
     """
-    return th.backends.mkldnn.is_available() and hasattr(th.ops.mkldnn, "_linear_pointwise")
+    return (
+        th.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and th.backends.mkldnn.is_available()
+        and hasattr(th.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def pays(left: th.Tensor, right: th.Tensor) -> bool:
+    """
+    Whether a product is worth the call of oneDNN.
+
+    :param left: (n, k)
+    :param right: (m, k)
+    :return: True for large float32 matrices on the CPU of a machine on which oneDNN is faster
+    """
+    large = left.shape[0] * left.shape[1] * right.shape[0] >= PAYS_FROM
+    return large and left.dtype == th.float32 and left.device.type == "cpu" and is_faster()
 
 
 def product(left: th.Tensor, right: th.Tensor) -> th.Tensor:
@@ -28,10 +45,7 @@ def product(left: th.Tensor, right: th.Tensor) -> th.Tensor:
     :param right: (m, k)
     :return: ``left @ right.T``
     """
-    pays = left.shape[0] * left.shape[1] * right.shape[0] >= PAYS_FROM
-    if pays and left.dtype == th.float32 and left.device.type == "cpu" and is_available():
-        return linear(left, right, None)
-    return left @ right.mT
+    return linear(left, right, None) if pays(left, right) else left @ right.mT
 
 
 def linear(left: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
@@ -43,5 +57,7 @@ def linear(left: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Ten
     :param bias: (m,), or None
     :return: ``left @ weight.T + bias``
     """
+    # oneDNN is very slow on a slice of a wider matrix.
+    weight = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
     result: th.Tensor = th.ops.mkldnn._linear_pointwise(left, weight, bias, "none", [], "")
     return result

@@ -3,8 +3,9 @@ A linear function of tensors, recorded once and replayed faster.
 
 A Hessian-vector product by double backward is linear in the vector: every call runs the same operations, and in every
 matrix product one factor is always the same. The recording leaves out what does not depend on the vector, and sends
-float32 matrix products through oneDNN with the constant factor laid out as it likes best, which on some processors
-takes half the time of the BLAS that PyTorch calls.
+large matrix products through oneDNN with the constant factor laid out once. Where oneDNN is not faster, nothing is
+recorded: automatic differentiation does the rest as quickly. PyTorch's ``make_fx`` is not used because it takes several
+times as long to record the same operations, in a small network longer than all the products that follow.
 """
 
 import operator
@@ -30,15 +31,17 @@ def record(function: LinearFn, example: list[th.Tensor]) -> LinearFn:
 
     :param function: of tensors, linear in all of them together, the same operations at every call, no randomness
     :param example: arguments to record it with
-    :return: a function of the same arguments with the same results up to rounding; ``function`` itself where the
-        recording does not work out
+    :return: a function of the same arguments with the same results up to rounding; ``function`` itself where a
+        recording would not be faster or does not work out
     """
+    if not onednn.is_faster() or any(value.dtype != th.float32 or value.device.type != "cpu" for value in example):
+        return function
     try:
         tape = _Tape(example)
         with tape:
             results = function(*example)
         replay = tape.finish(results)
-        return replay if _agree(replay, function, example) else function
+        return replay if tape.uses_onednn and _agree(replay, function, example) else function
     except Exception:
         # A recording rests on many details of PyTorch; the function itself always works.
         return function
@@ -58,8 +61,7 @@ class _Tape(TorchDispatchMode):
         for index, argument in enumerate(arguments):
             self.nodes[id(argument)] = self.graph.placeholder(f"argument_{index}")
         self.constant_nodes: dict[int, fx.Node] = {}
-        single = all(value.dtype == th.float32 and value.device.type == "cpu" for value in arguments)
-        self.onednn = single and onednn.is_available()
+        self.uses_onednn = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -92,7 +94,7 @@ class _Tape(TorchDispatchMode):
             for zero, other in (args, args[::-1]):
                 if id(zero) in self.zeros and other.shape == result.shape and other.dtype == result.dtype:
                     return self.nodes[id(other)]
-        if func is _aten.mm.default and self.onednn:
+        if func is _aten.mm.default and onednn.pays(args[0], args[1].t()):
             return self._onednn(*args)
         return None
 
@@ -112,7 +114,7 @@ class _Tape(TorchDispatchMode):
 
     def _linear(self, first: fx.Node, second: fx.Node) -> fx.Node:
         """First, contiguous, times the transpose of second."""
-        second = self.graph.call_function(_dense, (second,))
+        self.uses_onednn = True
         return self.graph.call_function(onednn.linear, (first, second, None))
 
     def _transposed(self, node: fx.Node) -> fx.Node:
@@ -139,11 +141,6 @@ class _Tape(TorchDispatchMode):
         self.graph.eliminate_dead_code()
         module = fx.GraphModule(self.constants, self.graph)
         return th.no_grad()(module.forward)
-
-
-def _dense(matrix: th.Tensor) -> th.Tensor:
-    """Return a matrix whose rows or columns are contiguous: oneDNN is very slow on a slice of a wider one."""
-    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 def _agree(replay: LinearFn, function: LinearFn, example: list[th.Tensor]) -> bool:

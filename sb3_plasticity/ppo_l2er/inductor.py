@@ -10,7 +10,7 @@ for the call of a program to cost as much as its arithmetic.
   cache of programs holds what they would check. ``torch.compile`` whose guards are all skipped, as it documents, still
   pays for its own entry.
 * ``cpp_wrapper``: kernels are called from C++.
-* oneDNN for the large matrix products: an operator that inductor accepts with constant weights only.
+* oneDNN for the large matrix products, where it is faster (see ``common/onednn.py``).
 """
 
 import logging
@@ -39,7 +39,7 @@ OPTIONS: dict[str, Any] = {
     # A stack is computed once and read, not recomputed inside the loops over the parameters that use it.
     "max_pointwise_cat_inputs": 0,
 }
-# Products smaller than this are not worth oneDNN's call: 128 x 256 x 256 gains a factor of two, 16 x 256 x 256 nothing.
+# From which number of multiplications on oneDNN's call pays in a compiled program.
 _ONEDNN_FROM = 64 * 128 * 128
 
 # Inductor accepts mkldnn's own operator with constant weights only; to one that it does not know it just passes on.
@@ -160,7 +160,7 @@ def use_onednn(trace: fx.GraphModule) -> fx.GraphModule:
     :param trace: as ``make_fx`` gives it
     :return: the same module, changed in place
     """
-    if not onednn.is_available():
+    if not onednn.is_faster():
         return trace
     aten = th.ops.aten
     for node in list(trace.graph.nodes):

@@ -18,6 +18,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 import sb3_plasticity.ppo_l2er.compiled as compiled_module
 import sb3_plasticity.ppo_l2er.inductor as module
 from sb3_plasticity import PPO_L2ER
+from sb3_plasticity.common import onednn
 from sb3_plasticity.ppo_l2er import acting
 
 SMALL: dict[str, Any] = dict(
@@ -89,6 +90,7 @@ def test_one_update_equals_the_eager_one(name: str, monkeypatch: pytest.MonkeyPa
 
     use_onednn = module.use_onednn
     monkeypatch.setattr(module, "use_onednn", spy)
+    monkeypatch.setattr(onednn, "is_faster", th.backends.mkldnn.is_available)
     pair = eager, compiled = collect(make(False, **CASES[name])), collect(make(True, **CASES[name]))
     train_both(pair)
     assert not compiled._uncompilable and compiled._compiled is not None and len(compiled._compiled._programs) >= 1
