@@ -44,6 +44,9 @@ LINES_NOT_RUN = {
     "sb3-plasticity study report": "needs a study's runs; tests/study runs a small one",
     "sb3-plasticity study run": "hours; its file is checked, and tests/study runs a small one",
     "tensorboard": "a server",
+    "OMP_NUM_THREADS=1 python benchmarks/": "minutes to hours",
+    "python benchmarks/": "minutes to hours",
+    "python -W ignore benchmarks/": "minutes",
     "python examples/": "hours; the examples' tests run them for few steps",
     "make": "minutes; its target is looked up",
 }
@@ -82,7 +85,8 @@ def fences(path: Path) -> list[tuple[str, str]]:
 
 
 def shell_lines(text: str) -> list[str]:
-    return [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
 
 
 def shorter(code: str) -> str:
