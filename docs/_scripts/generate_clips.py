@@ -1,12 +1,15 @@
 """
-Film every environment of this package before and after a change: ``python docs/_scripts/generate_clips.py [ID ...]``.
+Film every environment of this package while it changes: ``python docs/_scripts/generate_clips.py [ID ...]``.
 
-The clips are kept in git as ``docs/_static/clips/<id>.gif``, because drawing them needs OpenGL and some of the extras.
-The ants are the trained agent of ``docs/agent``; the other robots swing their motors, and the rest acts at random.
+A clip shows the environment before and after a change, or one period of it if it drifts. The clips are kept in git as
+``docs/_static/clips/<id>.gif``, because drawing them needs OpenGL and some of the extras. The trained agent of
+``docs/agent`` controls the ants, the other robots swing their motors, and all other environments receive random
+actions.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import sb3_plasticity
 from sb3_plasticity import PPO_L2ER
+from sb3_plasticity.envs.schedules import Sinusoid
 
 DOCS = Path(__file__).parent.parent
 CLIPS = DOCS / "_static" / "clips"
@@ -42,7 +46,8 @@ def main() -> None:
     CLIPS.mkdir(parents=True, exist_ok=True)
     for env_id in parser.parse_args().ids or ours:
         try:
-            frames = list(film(env_id))
+            drift = gym.make(env_id).get_wrapper_attr("schedule")
+            frames = list(film_drift(env_id, drift) if isinstance(drift, Sinusoid) else film(env_id))
         except gym.error.DependencyNotInstalled as error:
             print(f"{env_id}: left out: {error}")
             continue
@@ -61,7 +66,8 @@ def film(env_id: str) -> Iterator[Image.Image]:
     :param env_id: of the environment
     :return: pictures with the task written below
     """
-    env, act, every = robot(env_id) or world(env_id)
+    schedule = {"kind": "cyclic", "period": 1_000_000}
+    env, act, every = robot(env_id, schedule) or world(env_id)
     parameter, share = changing(env), CLOSER.get(env_id, 1.0)
     for task in (0, 1):
         env.get_wrapper_attr("set_task")(task)
@@ -77,17 +83,42 @@ def film(env_id: str) -> Iterator[Image.Image]:
     env.close()
 
 
-def robot(env_id: str) -> tuple[gym.Env[Any, Any], Act, int] | None:
+def film_drift(env_id: str, drift: Sinusoid) -> Iterator[Image.Image]:
+    """
+    Film a robot over one period of its drift, which is shortened to the length of the clip.
+
+    :param env_id: of the environment
+    :param drift: its schedule
+    :return: pictures with the phase and the value written below
+    """
+    steps = FRAMES * EVERY
+    made = robot(env_id, dataclasses.replace(drift, period=steps))
+    assert made is not None
+    env, act, every = made
+    observation, _ = env.reset(seed=0)
+    for step in range(steps):
+        observation, _, terminated, truncated, info = env.step(act(observation, step))
+        if terminated or truncated:
+            observation, _ = env.reset()
+        if step % every == every - 1:
+            caption = f"{(step + 1) / steps:.0%} of a period: {changing(env)} {info['task_value']:.2f}"
+            yield labelled(env.render(), caption, CLOSER.get(env_id, 1.0))
+    env.close()
+
+
+def robot(env_id: str, schedule: Mapping[str, Any] | Sinusoid) -> tuple[gym.Env[Any, Any], Act, int] | None:
     """
     Make a robot of MuJoCo.
 
     :param env_id: of the environment
+    :param schedule: of what changes; a mapping without values gets two that are far apart
     :return: the environment, what acts, and the steps from one picture to the next; None if it is no such robot
     """
     parameter = getattr(gym.make(env_id).unwrapped, "parameter", None)
     if parameter is None:
         return None
-    schedule = {"kind": "cyclic", "values": list(VALUES[parameter.name]), "period": 1_000_000}
+    if isinstance(schedule, Mapping):
+        schedule = {"values": list(VALUES[parameter.name]), **schedule}
     width = round(2 * WIDTH / CLOSER.get(env_id, 1.0))
     size: dict[str, Any] = {"width": width, "height": width * 3 // 4, "camera_name": "track"}
     env = gym.make(env_id, render_mode="rgb_array", schedule=schedule, switch="immediate", **size)

@@ -1,10 +1,12 @@
 """Write one page for each registered environment and for each registered mitigation, from their docstrings."""
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,23 @@ DOCS = Path(__file__).parent.parent
 COSTS = DOCS.parent / "benchmarks" / "results" / "mitigations.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """
+    A page about one class or function.
+
+    :param name: of the page, which is also the name of its file
+    :param text: of the page, in Markdown
+    :param documented: the class or function
+    :param group: name of the module or package whose heading the index lists the page under
+    """
+
+    name: str
+    text: str
+    documented: Any
+    group: str
+
+
 def generate_pages(docs: Path) -> None:
     """
     Write the pages whose content the code holds.
@@ -33,25 +52,50 @@ def generate_pages(docs: Path) -> None:
     write(docs / "mitigations", "Mitigations", mitigation_pages())
 
 
-def write(folder: Path, title: str, pages: Iterator[tuple[str, str]]) -> None:
+def write(folder: Path, title: str, pages: Iterator[Page]) -> None:
     """
-    Write pages and the index that lists them.
+    Write pages and the index that describes them.
 
     :param folder: of the pages
     :param title: of the index
-    :param pages: name and text of each page
+    :param pages: any number of them
     """
     folder.mkdir(exist_ok=True)
+    written = sorted(pages, key=lambda page: (page.group, page.name.lower()))
+    for page in written:
+        _update(folder / f"{page.name}.md", page.text)
     introduction = (folder.parent / "_scripts" / f"{folder.name}.md").read_text(encoding="utf-8")
-    names = []
-    for name, text in pages:
-        names.append(name)
-        _update(folder / f"{name}.md", text)
-    listed = "\n".join(names)
-    _update(folder / "index.md", f"# {title}\n\n{introduction}\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")
+    _update(folder / "index.md", f"# {title}\n\n{introduction}\n{index(written)}")
     for path in folder.glob("*.md"):
-        if path.stem not in (*names, "index"):
+        if path.stem not in ("index", *(page.name for page in written)):
             path.unlink()
+
+
+def index(pages: Sequence[Page]) -> str:
+    """
+    Describe each page in one sentence, under the heading of its group.
+
+    :param pages: sorted by group
+    :return: Markdown with a hidden table of contents
+    """
+    text = []
+    for group, members in itertools.groupby(pages, key=lambda page: page.group):
+        heading = group.rpartition(".")[2].replace("_", " ").capitalize()
+        text += [f"## {heading}", "", "```{eval-rst}", summary(importlib.import_module(group)), ""]
+        for page in members:
+            text += [f":doc:`{page.name}`", f"    {summary(page.documented)}", ""]
+        text += ["```", ""]
+    return "\n".join([*text, "```{toctree}", ":hidden:", "", *(page.name for page in pages), "```", ""])
+
+
+def summary(documented: Any) -> str:
+    """
+    Give the first paragraph of a docstring in one line.
+
+    :param documented: a module, a class or a function
+    :return: reStructuredText
+    """
+    return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
 
 
 def _update(path: Path, text: str) -> None:
@@ -60,11 +104,11 @@ def _update(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def environment_pages() -> Iterator[tuple[str, str]]:
+def environment_pages() -> Iterator[Page]:
     """
     Describe every environment that this package registers.
 
-    :return: name and text of each page
+    :return: pages, grouped by package
     """
     for env_id, spec in sorted(gym.registry.items()):
         if not str(spec.entry_point).startswith("sb3_plasticity"):
@@ -72,8 +116,8 @@ def environment_pages() -> Iterator[tuple[str, str]]:
         clip = DOCS / "_static" / "clips" / f"{env_id}.gif"
         text = [f"# {env_id}", ""]
         if clip.is_file():
-            text += [f"![{env_id} before and after a change](../_static/clips/{clip.name})", ""]
-        rows = [("make", f"gymnasium.make({env_id!r})")]
+            text += [f"![Clip of {env_id}](../_static/clips/{clip.name})", ""]
+        rows = [("created by", f"gymnasium.make({env_id!r})")]
         try:
             env = gym.make(env_id)
         except gym.error.DependencyNotInstalled as error:
@@ -83,16 +127,18 @@ def environment_pages() -> Iterator[tuple[str, str]]:
             spaces = [" ".join(str(space).split()) for space in (env.observation_space, env.action_space)]
             rows += [("default schedule", schedule), ("observations", spaces[0]), ("actions", spaces[1])]
             env.close()
-        limit = f"{spec.max_episode_steps} steps" if spec.max_episode_steps else "as the environment inside it"
+        limit = f"{spec.max_episode_steps} steps" if spec.max_episode_steps else "that of the environment inside it"
         text += [
             "| | |",
             "|---|---|",
             *(f"| {name} | `{value}` |" for name, value in rows),
             f"| time limit | {limit} |",
         ]
-        if inspect.isclass(entry_point(spec)):
-            text += ["| keywords | below, [those of every robot](index.md#keywords-of-every-robot), and its parent's |"]
-        yield env_id, "\n".join([*text, "", *_autodoc(entry_point(spec))])
+        made_by = entry_point(spec)
+        if inspect.isclass(made_by):
+            common = "[those of every robot](index.md#keywords-of-every-robot)"
+            text += [f"| keywords | those below, {common} and those of its parent class |"]
+        yield Page(env_id, "\n".join([*text, "", *_autodoc(made_by)]), made_by, made_by.__module__.rpartition(".")[0])
 
 
 def entry_point(spec: EnvSpec) -> Any:
@@ -108,11 +154,11 @@ def entry_point(spec: EnvSpec) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def mitigation_pages() -> Iterator[tuple[str, str]]:
+def mitigation_pages() -> Iterator[Page]:
     """
     Describe every mitigation of this package: those that are attached, activations, and optimizers.
 
-    :return: name and text of each page
+    :return: pages, grouped by module
     """
     agents = small_agents()
     for name in sorted(mitigations.__all__):
@@ -120,14 +166,14 @@ def mitigation_pages() -> Iterator[tuple[str, str]]:
         if not inspect.isclass(cls) or cls is Mitigation:
             continue
         if issubclass(cls, Mitigation):
-            use = [f"In YAML and in logs it is called `{cls.name}`. {served(cls, agents)}", "", *cost(cls.name)]
+            use = [f"YAML files and logs call it `{cls.name}`. {served(cls, agents)}", "", *cost(cls.name)]
         elif issubclass(cls, nn.Module):
-            use = [f'An activation, for any algorithm: `policy_kwargs={{"activation_fn": mitigations.{name}}}`.']
+            use = [f'Any algorithm accepts this activation: `policy_kwargs={{"activation_fn": mitigations.{name}}}`.']
         elif issubclass(cls, Optimizer):
-            use = [f'An optimizer, for any algorithm: `policy_kwargs={{"optimizer_class": mitigations.{name}}}`.']
+            use = [f'Any algorithm accepts this optimizer: `policy_kwargs={{"optimizer_class": mitigations.{name}}}`.']
         else:
             continue
-        yield name, "\n".join([f"# {name}", "", *_autodoc(cls), *use, ""])
+        yield Page(name, "\n".join([f"# {name}", "", *_autodoc(cls), *use, ""]), cls, cls.__module__)
 
 
 def cost(name: str) -> list[str]:
@@ -148,8 +194,8 @@ def cost(name: str) -> list[str]:
     ]
     if not rows:
         return []
-    title = "CPU time of an iteration with it, as a multiple of one without (`benchmarks/mitigations.py`):"
-    return [title, "", "| setting | updates | multiple |", "|---|---|---|", *rows]
+    title = "CPU time of an iteration with it, divided by that of one without (`benchmarks/mitigations.py`):"
+    return [title, "", "| setting | updates | ratio |", "|---|---|---|", *rows]
 
 
 def small_agents() -> dict[str, BaseAlgorithm]:
@@ -190,7 +236,7 @@ def served(cls: type[Mitigation], agents: dict[str, BaseAlgorithm]) -> str:
     if not refused:
         return f"It attaches to every algorithm: {', '.join(names)}."
     why = next(iter(refused.values()))
-    return f"It attaches to {', '.join(names)}. It refuses {', '.join(refused)}, the first of them with “{why}”."
+    return f"It attaches to {', '.join(names)}. It refuses {', '.join(refused)}; the error of the first is “{why}”."
 
 
 def _autodoc(documented: Any) -> list[str]:
