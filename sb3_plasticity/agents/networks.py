@@ -16,7 +16,8 @@ from torch import nn
 
 from sb3_plasticity.common.actor_critic import zero_action, zero_observation
 from sb3_plasticity.common.functional import evaluation_mode
-from sb3_plasticity.common.networks import HiddenLayer, UnitGraph, trace_units
+from sb3_plasticity.common.layers import hooked_layers
+from sb3_plasticity.common.units import HiddenLayer, UnitGraph, trace_units
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def trace_networks(
     Find the parameters and layers of networks from the graphs of their outputs.
 
     :param root: the module that holds all of them
-    :param graph: from :func:`~sb3_plasticity.common.networks.trace_units` while the outputs were computed
+    :param graph: from :func:`~sb3_plasticity.common.units.trace_units` while the outputs were computed
     :param outputs: of each network, tensors whose graphs reach all that its loss can change
     :param optimizer: that steps their parameters
     :return: name to network; one that has no trainable parameter is left out
@@ -202,7 +203,7 @@ def observed(root: nn.Module) -> Iterator[UnitGraph]:
     Watch layers and what reads them, with gradients, in evaluation mode, and leave the module as it was.
 
     :param root: the module whose parts will be called inside the context
-    :yields: what :func:`~sb3_plasticity.common.networks.trace_units` sees
+    :yields: what :func:`~sb3_plasticity.common.units.trace_units` sees
     """
     distributions: list[Any] = [module.action_dist for module in root.modules() if hasattr(module, "action_dist")]
     states = [dict(vars(distribution)) for distribution in distributions]
@@ -217,14 +218,11 @@ def observed(root: nn.Module) -> Iterator[UnitGraph]:
 
 def _critics(critic: Any, observation: Any, action: th.Tensor) -> dict[str, list[th.Tensor]]:
     """Outputs critic by critic, also where the critic's own result joins them (TQC)."""
-    found: list[th.Tensor] = []
-    # append returns None, so the hooks leave the outputs as they are.
-    handles = [
-        net.register_forward_hook(lambda _net, _inputs, output: found.append(output)) for net in critic.q_networks
-    ]
-    try:
+    found: dict[str, list[th.Tensor]] = {}
+
+    def note(name: str, _net: nn.Module, _inputs: Any, output: th.Tensor) -> None:
+        found[name] = [output]
+
+    with hooked_layers({f"critic_{index}": net for index, net in enumerate(critic.q_networks)}, after=note):
         critic(observation, action)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {f"critic_{index}": [output] for index, output in enumerate(found)}
+    return found

@@ -24,7 +24,7 @@ from sb3_plasticity.callbacks.metrics import (
     Update,
 )
 from sb3_plasticity.common.functional import evaluation_mode
-from sb3_plasticity.common.networks import Units, read_layers, record_units
+from sb3_plasticity.common.units import Units, read_layers, record_units
 
 # Of each network the names of its parameters, layer by layer.
 Layers = dict[str, dict[str, list[str]]]

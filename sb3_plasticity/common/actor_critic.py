@@ -1,7 +1,5 @@
-"""Hidden activations and outputs of an SB3 actor-critic."""
+"""What an SB3 actor-critic says of transitions, and inputs of zeros for it."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,24 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_plasticity.common.networks import as_feature_matrix, record_inputs
 from sb3_plasticity.common.rollout import Samples
-
-
-@contextmanager
-def record_features(policy: ActorCriticPolicy, names: Iterable[str]) -> Iterator[dict[str, th.Tensor]]:
-    """
-    Record hidden features while the policy runs.
-
-    :param policy: the actor-critic that will be called inside the context
-    :param names: names of the layers that read them, such as ``Network.features``
-    :yields: a dictionary of layer name to feature matrix (rows, features), filled when the context ends
-    """
-    features: dict[str, th.Tensor] = {}
-    with record_inputs(policy, names) as recorded:
-        yield features
-    layers = dict(policy.named_modules())
-    features.update({name: as_feature_matrix(layers[name], value) for name, value in recorded.items()})
 
 
 def evaluate_actions(

@@ -5,14 +5,11 @@ Plain torch. Everything is written into the existing tensors, so optimizers keep
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
-from sb3_plasticity.common.networks import HiddenLayer
+from sb3_plasticity.common.units import HiddenLayer
 
 # Running means of squared gradients; every other tensor of a parameter's shape is a first moment or the like.
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf"})
@@ -81,8 +78,8 @@ def recycle_units(
     :param layer: whose units
     :param chosen: (units,) bool, which of them
     :param rows: ``layer.incoming`` -> one row for each chosen unit
-    :param means: of each consumer, the mean of its inputs, of its weight's shape without the first axis
-        (:func:`mean_input`); None moves nothing
+    :param means: of each consumer, the mean of its inputs, of its weight's shape without the first axis;
+        None moves nothing
     :param optimizers: whose moments of the changed slices restart
     """
     if not bool(chosen.any()):
@@ -132,30 +129,3 @@ def restart_moments(
         if key in SECOND_MOMENTS and start == 0.0 and not bool(chosen.all()):
             start = moments[slices[~chosen]].mean(0)  # (k, ...)
         moments[slices[chosen]] = start if isinstance(start, float) else start.expand(moments[slices[chosen]].shape)
-
-
-def mean_input(layer: nn.Module, inputs: th.Tensor) -> th.Tensor:
-    """
-    The mean of what each weight of a layer is multiplied with, over samples and positions.
-
-    :param layer: linear, convolutional or recurrent
-    :param inputs: of the layer
-    :return: of the shape of the layer's weight without the first axis: the product with the weight is the mean output
-    """
-    if isinstance(layer, _ConvNd):
-        return _mean_patch(layer, inputs)
-    return inputs.reshape(-1, inputs.shape[-1]).mean(0)
-
-
-def _mean_patch(layer: Any, inputs: th.Tensor) -> th.Tensor:
-    """Mean over samples and positions of the patches that a convolution reads: a convolution's weight gradient."""
-    shape = layer.weight.shape[1:]
-    with th.enable_grad():
-        probe = th.zeros((1, *shape), dtype=inputs.dtype, device=inputs.device, requires_grad=True)
-        convolve: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(shape) - 1]
-        if layer.padding_mode != "zeros":
-            inputs = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = layer.padding if layer.padding_mode == "zeros" else 0
-        mean = convolve(inputs.detach(), probe, None, layer.stride, padding, layer.dilation).mean()
-        (patch,) = th.autograd.grad(mean, probe)
-    return patch[0]

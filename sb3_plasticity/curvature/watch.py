@@ -2,7 +2,8 @@
 The linear and convolutional layers of any model, seen as it runs.
 
 A ``TorchFunctionMode`` notes every call of ``F.linear`` and ``F.conv2d`` that uses one of the given parameters,
-whatever the model looks like.
+whatever the model looks like. The instruments take plain functions, so there are no modules whose hooks could tell,
+as they do in ``common/following.py``.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sb3_plasticity.agents.networks import Network, networks_of, observed, trace_networks
-from sb3_plasticity.common.networks import as_feature_matrix
+from sb3_plasticity.common.layers import as_feature_matrix, hook_layers
 from sb3_plasticity.mitigations.base import Agent, Mitigation
 
 # Of each model, what is attached to it now.
@@ -140,11 +140,8 @@ class Attachment:
                 layer for part in self.mitigations if network.name in part.targets for layer in part.records(network)
             }
             layers = recorded | {layer for part in penalties for layer in part.feature_layers(network)}
-            if layers:
-                tap = _Tap(self.agent, network, penalties, recorded)
-                for layer in layers:
-                    watch = self._guarded(functools.partial(tap.watch, layer=layer))
-                    self._handles.append(network.root.get_submodule(layer).register_forward_pre_hook(watch))
+            watch = self._guarded(_Tap(self.agent, network, penalties, recorded).watch)
+            self._handles += hook_layers({name: network.root.get_submodule(name) for name in layers}, before=watch)
 
     def _hook_optimizers(self) -> None:
         optimizers = {id(n.optimizer): n.optimizer for n in self.agent.networks.values() if n.optimizer is not None}
@@ -323,8 +320,8 @@ class _Tap:
         self._own = {id(parameter) for parameter in network.parameters.values()}
         self._pass: _Pass | None = None
 
-    def watch(self, module: nn.Module, args: tuple[Any, ...], layer: str) -> tuple[Any, ...] | None:
-        """Forward pre-hook of a layer: note its input, and let its gradient take up the penalties'."""
+    def watch(self, layer: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Before a layer runs, note its input, and let its gradient take up the penalties'."""
         activation = args[0]
         if not (module.training and th.is_grad_enabled() and activation.requires_grad):
             return None

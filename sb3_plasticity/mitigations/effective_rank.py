@@ -9,8 +9,9 @@ from torch import nn
 from typing_extensions import override
 
 from sb3_plasticity.agents.networks import Network
-from sb3_plasticity.common.actor_critic import evaluate_samples, record_features
+from sb3_plasticity.common.actor_critic import evaluate_samples
 from sb3_plasticity.common.checks import check_choice, must_be
+from sb3_plasticity.common.layers import record_features
 from sb3_plasticity.common.objective import ER_AGGREGATES, ErAggregate, features_rank
 from sb3_plasticity.common.rank import RANKS_OF, RankOf
 from sb3_plasticity.common.rollout import is_recurrent, rollout_samples, rollout_size

@@ -11,7 +11,7 @@ from typing_extensions import override
 from sb3_plasticity.agents.networks import networks_of
 from sb3_plasticity.common.checks import check_count, must_be
 from sb3_plasticity.common.injection import Place, add_terms, injected, terms_of
-from sb3_plasticity.common.networks import DROPOUT_TYPES, LAYER_TYPES
+from sb3_plasticity.common.layers import DROPOUT_TYPES, LAYER_TYPES, hooked_layers
 from sb3_plasticity.mitigations.resets import When, _Reset, copy_to_targets
 
 
@@ -169,13 +169,10 @@ def _calls(root: nn.Module) -> Iterator[list[tuple[nn.Module, Any, Any]]]:
     """Note each call of a module without parts: the module, its first argument and its result."""
     calls: list[tuple[nn.Module, Any, Any]] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...], output: th.Tensor) -> None:
+    def note(_name: str, module: nn.Module, args: tuple[Any, ...], output: th.Tensor) -> None:
         if args:
             calls.append((module, args[0], output))
 
-    handles = [module.register_forward_hook(note) for module in root.modules() if not list(module.children())]
-    try:
+    parts = {name: module for name, module in root.named_modules() if not list(module.children())}
+    with hooked_layers(parts, after=note):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()

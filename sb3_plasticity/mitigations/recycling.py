@@ -16,8 +16,8 @@ from typing_extensions import override
 from sb3_plasticity.agents.fresh import fresh_policy
 from sb3_plasticity.agents.networks import Network
 from sb3_plasticity.common.checks import check_choice, check_count, check_number, must_be
-from sb3_plasticity.common.networks import Consumer, HiddenLayer
 from sb3_plasticity.common.recycling import FreshRows, recycle_units
+from sb3_plasticity.common.units import Consumer, HiddenLayer
 from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.resets import fresh_parameters
 

@@ -20,10 +20,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sb3_plasticity.common.actor_critic import evaluate_actions, record_features
+from sb3_plasticity.common.actor_critic import evaluate_actions
 from sb3_plasticity.common.functional import functional_call
 from sb3_plasticity.common.injection import terms_of
-from sb3_plasticity.common.networks import BATCH_NORM_TYPES, DROPOUT_TYPES
+from sb3_plasticity.common.layers import BATCH_NORM_TYPES, DROPOUT_TYPES, record_features
 from sb3_plasticity.common.objective import PPOCoefficients, l2_penalty, ppo_terms
 from sb3_plasticity.common.rollout import Samples
 from sb3_plasticity.mitigations.attachment import Attachment

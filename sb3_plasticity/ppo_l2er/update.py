@@ -10,7 +10,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from typing_extensions import override
 
 from sb3_plasticity.agents.networks import Network
-from sb3_plasticity.common.actor_critic import evaluate_actions, record_features
+from sb3_plasticity.common.actor_critic import evaluate_actions
+from sb3_plasticity.common.layers import record_features
 from sb3_plasticity.common.objective import PPOCoefficients, ppo_terms
 from sb3_plasticity.common.rollout import Samples
 from sb3_plasticity.mitigations.effective_rank import EffectiveRank

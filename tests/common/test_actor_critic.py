@@ -11,7 +11,7 @@ from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from torch import nn
 
 from sb3_plasticity.agents import networks_of
-from sb3_plasticity.common.networks import as_feature_matrix
+from sb3_plasticity.common.layers import as_feature_matrix
 
 CNN = "features_extractor.cnn"
 

@@ -9,7 +9,6 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_plasticity.common.networks import Units, record_units
 from sb3_plasticity.common.plasticity import (
     dead_units,
     dormant_units,
@@ -17,6 +16,7 @@ from sb3_plasticity.common.plasticity import (
     saturated_units,
     stable_rank,
 )
+from sb3_plasticity.common.units import Units, record_units
 
 MEASURES = (stable_rank, dormant_units, dead_units, saturated_units)
 

@@ -8,9 +8,11 @@ import pytest
 import torch as th
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import nn
+from torch.nn import functional as F
 
-from sb3_plasticity.common.networks import HiddenLayer, record_inputs, trace_units
-from sb3_plasticity.common.recycling import FreshRows, mean_input, recycle_units, restart_moments
+from sb3_plasticity.common.layers import hooked_layers
+from sb3_plasticity.common.recycling import FreshRows, recycle_units, restart_moments
+from sb3_plasticity.common.units import HiddenLayer, trace_units
 
 SECOND = th.tensor([False, True, False])
 INPUT = th.randn(64, 2, dtype=th.float64, generator=th.Generator().manual_seed(0))
@@ -66,9 +68,19 @@ def first_layer(net: nn.Module, inputs: th.Tensor) -> HiddenLayer:
 
 
 def means_of(net: nn.Module, layer: HiddenLayer, inputs: th.Tensor) -> dict[str, th.Tensor]:
-    with record_inputs(net) as recorded, th.no_grad():
+    """Of each consumer, the mean of what its weights are multiplied with, over samples and positions."""
+    means = {}
+
+    def note(name: str, module: nn.Module, args: tuple[th.Tensor, ...]) -> None:
+        if isinstance(module, nn.Conv2d):
+            patches = F.unfold(args[0], module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+            means[name] = patches.mean((0, 2)).reshape(module.weight.shape[1:])
+        else:
+            means[name] = args[0].mean(0)
+
+    with hooked_layers({c.layer: net.get_submodule(c.layer) for c in layer.consumers}, before=note), th.no_grad():
         net(inputs)
-    return {c.layer: mean_input(net.get_submodule(c.layer), recorded[c.layer]) for c in layer.consumers}
+    return means
 
 
 def adam_after_steps(
@@ -228,11 +240,3 @@ def test_fresh_rows_are_handed_out_once() -> None:
     again = FreshRows(fresh, seed=1)  # goes on from the count alone
     again.taken = dict(rows.taken)
     assert again.take(layer, 1)["0.weight"][:, 0].tolist() == rows.take(layer, 1)["0.weight"][:, 0].tolist() == [22]
-
-
-def test_mean_input_of_a_convolution_is_what_its_kernel_sees() -> None:
-    layer = nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=1, dilation=(1, 2), bias=False).double()
-    images = th.randn(4, 2, 5, 6, dtype=th.float64, generator=th.Generator().manual_seed(2))
-    mean = mean_input(layer, images)
-    assert mean.shape == layer.weight.shape[1:]
-    assert th.allclose((layer.weight * mean).flatten(1).sum(1), layer(images).mean((0, 2, 3)), atol=1e-14)

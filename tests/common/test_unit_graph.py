@@ -10,7 +10,7 @@ from stable_baselines3.common.envs import FakeImageEnv
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_plasticity.common.networks import HiddenLayer, UnitGraph, read_layers, trace_units
+from sb3_plasticity.common.units import HiddenLayer, UnitGraph, read_layers, trace_units
 
 
 def trace(module: nn.Module, *inputs: th.Tensor) -> UnitGraph:

@@ -1,12 +1,13 @@
 """
-The units of a network: which layer makes them, what is applied to them, and which layers read them.
+The units of layers, followed through the functions that are applied to them while a module runs.
 
-Plain torch. One forward pass of any module is watched; nothing is assumed about how the module is written.
+Modules are what is followed here, because a layer's weight may be computed and a recurrent layer is many functions.
+``curvature/watch.py`` is given functions of parameters instead, knows no modules, and recognises the parameters.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch as th
@@ -15,17 +16,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-# The modules whose outputs are units: what a mitigation or an instrument calls a layer.
-LAYER_TYPES = (nn.Linear, _ConvNd, nn.RNNBase)
-# The modules of torch that act differently in training: their results depend on chance, or on the rest of the batch.
-DROPOUT_TYPES = (
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
-)
-BATCH_NORM_TYPES = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-)
+from sb3_plasticity.common.layers import LAYER_TYPES, hooked_layers, weight_and_bias
+
 # Functions that move, repeat or drop entries and change none.
 _MOVING = frozenset(
     "adaptive_max_pool1d adaptive_max_pool2d broadcast_to cat chunk clone concat concatenate contiguous expand "
@@ -43,218 +35,6 @@ _CREATING = frozenset(
 
 
 @dataclass(frozen=True)
-class Consumer:
-    """
-    A layer that reads units.
-
-    :param layer: its name in the module that was traced
-    :param weight: name of its weight, (outputs, columns, ...)
-    :param bias: name of its bias, or None
-    :param columns: (units, k), the columns of the weight, along axis 1, that read each unit: one of a linear layer,
-        height * width consecutive ones behind ``Conv -> Flatten``, two behind a concatenated activation
-    """
-
-    layer: str
-    weight: str
-    bias: str | None
-    columns: th.Tensor
-
-
-@dataclass(frozen=True)
-class HiddenLayer:
-    """
-    The units of a linear or convolutional layer whose outputs other layers read.
-
-    :param name: of the layer, in the module that was traced
-    :param weight: name of its weight, (units, ...): one row, or output channel, a unit
-    :param bias: name of its bias, (units,), or None
-    :param gains: names of vectors that are applied to the units one by one: the gain and offset of a normalisation
-    :param n_units: number of units
-    :param activation: name of the last function applied to the units before they are read, such as ``"relu"``
-    :param consumers: all layers that read the units
-    """
-
-    name: str
-    weight: str
-    bias: str | None
-    gains: tuple[str, ...]
-    n_units: int
-    activation: str
-    consumers: tuple[Consumer, ...]
-
-    @property
-    def incoming(self) -> tuple[str, ...]:
-        """Names of all parameters that have one row a unit: weight, bias and gains."""
-        return (self.weight, *((self.bias,) if self.bias else ()), *self.gains)
-
-
-@dataclass
-class UnitGraph:
-    """
-    What one forward pass of a module showed. Filled when :func:`trace_units` ends.
-
-    :param called: names of the linear, convolutional and recurrent layers that ran, in order
-    :param features: those of them that read hidden activations, that is inputs which depend on parameters; an
-        activation that several layers read counts once, with the first
-    :param hidden: linear and convolutional layers whose units are read by other layers, and by nothing else
-    :param outputs: linear and convolutional layers that no layer reads
-    :param unclear: hidden layers whose units cannot be told apart where they are read, and why
-    """
-
-    called: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
-    hidden: dict[str, HiddenLayer] = field(default_factory=dict)
-    outputs: tuple[str, ...] = ()
-    unclear: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Units:
-    """
-    The units of a layer after its nonlinearity.
-
-    :param features: (rows, units), graph attached; every position of a convolution is a row
-    :param activation: name of the last function applied to the layer's outputs, such as ``"tanh"`` or ``"relu"``; empty
-        for none
-    """
-
-    features: th.Tensor
-    activation: str
-
-
-def as_feature_matrix(layer: nn.Module, activations: th.Tensor) -> th.Tensor:
-    """
-    Activations as a matrix with one feature a column.
-
-    :param layer: the layer that reads them
-    :param activations: (N, d), (N, ..., d), or (N, C, H, W) for a convolution
-    :return: (rows, features); every position of a convolution's input is a row: (N * H * W, C)
-    """
-    if isinstance(layer, _ConvNd):
-        activations = activations.movedim(1, -1)
-    return activations.reshape(-1, activations.shape[-1])
-
-
-@contextmanager
-def record_inputs(module: nn.Module, names: Iterable[str] | None = None) -> Iterator[dict[str, th.Tensor]]:
-    """
-    Record the inputs of linear and convolutional layers while ``module`` runs.
-
-    :param module: the module that will be called inside the context
-    :param names: names of the layers to record; all linear and convolutional ones if None
-    :yields: a dictionary, filled as the layers are called, of layer name to its input, graph attached
-    """
-    layers = dict(module.named_modules())
-    if names is None:
-        names = [name for name, layer in layers.items() if isinstance(layer, (nn.Linear, _ConvNd))]
-    recorded: dict[str, th.Tensor] = {}
-    handles = []
-    for name in names:
-
-        def record(_layer: nn.Module, inputs: tuple[th.Tensor, ...], name: str = name) -> None:
-            recorded[name] = inputs[0]
-
-        handles.append(layers[name].register_forward_pre_hook(record))
-    try:
-        yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def record_units(module: nn.Module) -> Iterator[dict[str, Units]]:
-    """
-    Record the units of linear, convolutional and recurrent layers, after their nonlinearity, while ``module`` runs.
-
-    A layer's outputs are followed through the functions that keep their shape, be they modules or plain calls
-    (normalisation, nonlinearity, dropout), until another layer reads them. Gradients must be enabled.
-
-    :param module: the module that will be called inside the context
-    :yields: a dictionary of layer name to units, filled when the context ends; the rows of a layer that was called
-        several times are joined
-    """
-    units: dict[str, Units] = {}
-    with _following(module) as follow:
-        yield units
-    for name, ends in follow.ends.items():
-        features = th.cat([as_feature_matrix(follow.layers[name], end) for end in ends])
-        units[name] = Units(features, follow.activations.get(name, ""))
-
-
-def read_layers(module: nn.Module, function: Callable[[], Any]) -> set[str]:
-    """
-    Find the layers whose outputs another layer reads, in whatever way: automatic differentiation tells.
-
-    :param module: which ``function`` calls; in evaluation mode
-    :param function: runs the module, or a part of it
-    :return: names of linear, convolutional and recurrent layers
-    """
-    with th.enable_grad(), _following(module) as follow:
-        function()
-        inputs = [tensor.sum() for tensor in follow.called.values() if tensor.requires_grad]
-        outputs = {name: tensor for name, tensor in follow.outputs.items() if tensor.requires_grad}
-        if not inputs or not outputs:
-            return set()
-        reached = th.autograd.grad(th.stack(inputs).sum(), list(outputs.values()), allow_unused=True)
-    return {name for name, gradient in zip(outputs, reached, strict=True) if gradient is not None}
-
-
-@contextmanager
-def trace_units(module: nn.Module) -> Iterator[UnitGraph]:
-    """
-    Find which layers make units and which read them, while ``module`` runs forward on any input.
-
-    Every unit is followed to the columns of the weights that read it, through nonlinearities, normalisation, pooling,
-    flattening, concatenation, and functions that double the units. Gradients must be enabled, and the module should be
-    in evaluation mode. A layer is *unclear*, and not among the hidden ones, if something other than a linear,
-    convolutional or recurrent layer reads its units, or if they are added to others (residual connections).
-
-    :param module: the module that will be called inside the context, at least once
-    :yields: the graph, filled when the context ends
-    """
-    graph = UnitGraph()
-    with _following(module) as follow:
-        yield graph
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    graph.called = tuple(follow.called)
-    first_to_read = {id(tensor): name for name, tensor in reversed(follow.called.items()) if tensor.requires_grad}
-    graph.features = tuple(name for name in follow.called if name in first_to_read.values())
-    graph.unclear = {
-        name: reason for name, reason in follow.lost.items() if follow.read[name] or name in follow.lost_and_read
-    }
-    graph.outputs = tuple(
-        name for name in follow.first_label if not follow.read[name] and name not in follow.lost_and_read
-    )
-    for name in follow.called:
-        if name in graph.unclear or not follow.read.get(name):
-            continue
-        layer = follow.layers[name]
-        consumers = []
-        for reader, columns in follow.read[name].items():
-            weight, bias = _weight_and_bias(follow.layers[reader])
-            consumers.append(Consumer(reader, names[id(weight)], names.get(id(bias)), columns))
-        weight, bias = _weight_and_bias(layer)
-        assert weight is not None
-        graph.hidden[name] = HiddenLayer(
-            name=name,
-            weight=names[id(weight)],
-            bias=names.get(id(bias)),
-            gains=tuple(names[key] for key in follow.gains[name] if key in names),
-            n_units=weight.shape[0],
-            activation=follow.activations.get(name, ""),
-            consumers=tuple(consumers),
-        )
-
-
-def _weight_and_bias(layer: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-    """Return the weight that reads a layer's input and the bias added to it; None for what is no parameter."""
-    suffix = "_ih_l0" if isinstance(layer, nn.RNNBase) else ""
-    own = layer._parameters
-    return own.get("weight" + suffix), own.get("bias" + suffix)
-
-
-@dataclass(frozen=True)
 class _Mark:
     """
     What is known of a tensor's entries.
@@ -267,24 +47,32 @@ class _Mark:
     sources: frozenset[str]
 
 
-class _Follow(TorchFunctionMode):
+class Follower(TorchFunctionMode):
     """
     Follow the units of layers through the functions that are applied to them.
 
     Beside every tensor that holds units goes one of the same shape that holds their labels. A function that moves
     entries is applied to the labels too; one that keeps the shape keeps the labels.
+
+    :param layers: linear, convolutional and recurrent modules by name
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.layers = layers
-        self.called: dict[str, th.Tensor] = {}  # each with the first input it had
+        # By layer: the first input it had, and its latest output.
+        self.called: dict[str, th.Tensor] = {}
         self.outputs: dict[str, th.Tensor] = {}
+        # By layer: its units after the last function that was applied to them, call by call, and that function's name.
         self.ends: dict[str, list[th.Tensor]] = {}
         self.activations: dict[str, str] = {}
+        # By layer whose units have labels: the first unit's.
         self.first_label: dict[str, int] = {}
+        # By layer: the layers that read its units, and in which columns (units, k).
         self.read: dict[str, dict[str, th.Tensor]] = {}
+        # By layer: identities of the vectors that are applied to its units one by one.
         self.gains: dict[str, dict[int, None]] = {}
+        # By layer whose units can no longer be told apart: why; and those that were read all the same.
         self.lost: dict[str, str] = {}
         self.lost_and_read: set[str] = set()
         self._n_labels = 0
@@ -295,17 +83,18 @@ class _Follow(TorchFunctionMode):
 
     # -- layers --------------------------------------------------------------------------------------------------------
 
-    def enter(self, name: str, tensor: th.Tensor) -> None:
+    def enter(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Note what a layer is about to read."""
+        tensor = inputs[0]
         self._inside += 1
         self.called.setdefault(name, tensor)
         self._latest.pop(id(tensor), None)
         if id(tensor) not in self._marks:
             return
         mark = self._marks[id(tensor)][1]
-        layer = self.layers[name]
         labels = None if mark.labels is None else _columns(layer, mark.labels)
         readable = labels is not None and not isinstance(layer, _ConvTransposeNd) and getattr(layer, "groups", 1) == 1
-        if not readable or _weight_and_bias(layer)[0] is None:
+        if not readable or weight_and_bias(layer)[0] is None:
             self._lose(mark.sources, f"what {name} reads of them cannot be told apart")
             self.lost_and_read |= mark.sources
             return
@@ -325,14 +114,15 @@ class _Follow(TorchFunctionMode):
             else:
                 self.read[source][name] = th.stack(columns)
 
-    def leave(self, name: str, output: th.Tensor) -> None:
+    def leave(self, name: str, layer: nn.Module, _inputs: tuple[Any, ...], outputs: Any) -> None:
+        """Label what a layer has put out."""
+        output = outputs[0] if isinstance(outputs, tuple) else outputs
         self._inside -= 1
         self.outputs[name] = output
         ends = self.ends.setdefault(name, [])
         self._latest[id(output)] = (name, len(ends))
         ends.append(output)
-        layer = self.layers[name]
-        weight = _weight_and_bias(layer)[0]
+        weight = weight_and_bias(layer)[0]
         known = isinstance(layer, (nn.Linear, _ConvNd)) and not isinstance(layer, _ConvTransposeNd)
         if not known or weight is None or not weight.requires_grad:
             return
@@ -481,22 +271,14 @@ def _columns(layer: nn.Module, labels: th.Tensor) -> th.Tensor | None:
 
 
 @contextmanager
-def _following(module: nn.Module) -> Iterator[_Follow]:
-    """Follow what the layers of a module put out while it runs."""
+def following(module: nn.Module) -> Iterator[Follower]:
+    """
+    Follow what the layers of a module put out while it runs.
+
+    :param module: the module that will be called inside the context
+    :yields: what has been found, filled as the layers run
+    """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, LAYER_TYPES)}
-    follow, handles = _Follow(layers), []
-    for name, layer in layers.items():
-
-        def read(_layer: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
-            follow.enter(name, inputs[0])
-
-        def produced(_layer: nn.Module, _inputs: tuple[Any, ...], outputs: Any, name: str = name) -> None:
-            follow.leave(name, outputs[0] if isinstance(outputs, tuple) else outputs)
-
-        handles += [layer.register_forward_pre_hook(read), layer.register_forward_hook(produced)]
-    try:
-        with follow:
-            yield follow
-    finally:
-        for handle in handles:
-            handle.remove()
+    follower = Follower(layers)
+    with hooked_layers(layers, before=follower.enter, after=follower.leave), follower:
+        yield follower
