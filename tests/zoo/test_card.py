@@ -15,11 +15,10 @@ from huggingface_hub import ModelCard
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.cli import main
 from sb3_plasticity.zoo.folder import RunFolder
-from sb3_plasticity.zoo.hub import Score, overall
 from sb3_plasticity.zoo.spec import RunSpec
 
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
-SHORT = ["-n", "12", "--n-episodes", "1", "--device", "cpu"]
+SHORT = ["-n", "12", "--n-episodes", "2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +48,18 @@ def test_the_model_card_reads_as_the_hub_reads_it(written: Path) -> None:
     card = ModelCard.load(written / "README.md")
     results = json.loads((written / "results.json").read_text())
     assert [task["task"] for task in results["tasks"]] == ["friction_0.2", "friction_0.5", "friction_1"]
-    assert results["mean_reward"] == pytest.approx(np.mean([task["mean"] for task in results["tasks"]]))
+    means, deviations = (np.array([task[key] for task in results["tasks"]]) for key in ("mean", "deviation"))
+    assert [task["episodes"] for task in results["tasks"]] == [2, 2, 2] and results["n_eval_episodes"] == 6
+    # the law of total variance: that within tasks and that between them
+    assert results["mean_reward"] == pytest.approx(means.mean())
+    assert results["std_reward"] == pytest.approx(((deviations**2).mean() + means.var()) ** 0.5)
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.metric_type) == ("SlipperyAnt-v0", "mean_reward")
     assert result.metric_value == f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f}"
     assert card.data.library_name == "stable-baselines3" and "SlipperyAnt-v0" in card.data.tags
-    assert "| friction_0.5 |" in card.text and "'er_coef'" not in card.text and "n_steps" in card.text
+    assert f"| friction_0.5 | {means[1]:,.1f} | {deviations[1]:,.1f} | 2 |\n" in card.text
+    assert "\n## Environment\n\n```python\n{'schedule': {'kind'" in card.text and "\n## Versions\n\n" in card.text
+    assert "'er_coef'" not in card.text and "n_steps" in card.text
 
 
 def test_what_is_loaded_is_the_run(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,12 +103,6 @@ def test_a_world_without_tasks(train: Callable[..., Any], capsys: pytest.Capture
     assert json.loads((folder / "results.json").read_text())["n_eval_episodes"] == 2
     assert main(["card", run, "--no-render", "--n-episodes", "1", "--device", "cpu"]) == 0
     assert folder.with_name("ppo-Pendulum-v1-2").is_dir()
-
-
-def test_returns_of_several_tasks_are_joined() -> None:
-    """Returns 1, 3 in one task and 5, 5, 5, 5 in another: mean 4, variance (9 + 1 + 4) / 6."""
-    mean, deviation = overall([Score("a", 2.0, 1.0, 2), Score("b", 5.0, 0.0, 4)])
-    assert mean == pytest.approx(4) and deviation == pytest.approx((14 / 6) ** 0.5)
 
 
 def test_mistakes(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
