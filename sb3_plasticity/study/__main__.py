@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sb3_plasticity.zoo.commands import Command, main
-from sb3_plasticity.zoo.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the commands ``run`` and ``report``, and their options.
-
-    :param parser: of the command ``study``
-    """
+    """Add the commands ``run`` and ``report``, and their options, to the parser."""
     commands = parser.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
 
     run = commands.add_parser(
@@ -48,14 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
     :param options: of the command line
     :return: exit status: 0, or 1 if a run crashed
-    :raises UsageError: for what cannot be used
     """
-    try:
-        return {"run": _run, "report": _report}[options.study_command](options)
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("sb3_plasticity"):
-            raise
-        raise UsageError(f"{error.name} is not installed: pip install 'sb3-plasticity[study]'") from error
+    return {"run": _run, "report": _report}[options.study_command](options)
 
 
 def _run(options: argparse.Namespace) -> int:

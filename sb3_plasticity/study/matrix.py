@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from sb3_plasticity.zoo.folder import RunFolder
 from sb3_plasticity.zoo.spec import RunSpec
 
 MEASUREMENTS = {"curvature": CurvatureCallback, "plasticity": PlasticityCallback}
-# What may not change between the runs of a study once they have begun.
-FIXED = ("algo", "env_id", "seed", "n_timesteps", "hyperparams")
 
 
 def run_study(
@@ -85,8 +82,6 @@ def prepare(study: Study, where: str) -> dict[PlannedRun, RunSpec]:
     :return: specifications of the runs
     :raises UsageError: for an environment, algorithm, policy, callback or keyword that cannot be used
     """
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # as `python -m` does, and the runs' processes have it
-        sys.path.insert(0, str(Path.cwd()))
     try:
         for package in study.gym_packages:
             _import(package, f"`gym_packages`: {package}")
@@ -101,7 +96,7 @@ def prepare(study: Study, where: str) -> dict[PlannedRun, RunSpec]:
         periods = {world: _period(study, run) for world, run in worlds.items()}
         for method, entry in study.methods.items():
             for env_id in study.env_ids:
-                check_method(entry, f"{where}: methods: {method}", env_id)
+                _check_method(entry, f"{where}: methods: {method}", env_id)
         for period in periods.values():
             if study.n_timesteps < period:
                 raise must_be("n_timesteps", f"at least a period of the tasks, {period}", study.n_timesteps)
@@ -116,15 +111,8 @@ def prepare(study: Study, where: str) -> dict[PlannedRun, RunSpec]:
         raise UsageError(f"{where}: {error}") from error
 
 
-def check_method(entry: Mapping[str, Any], where: str, env_id: str) -> None:
-    """
-    Check the entry of a method.
-
-    :param entry: an rl-zoo entry with ``algo``
-    :param where: for messages
-    :param env_id: environment that it is to be trained on
-    :raises UsageError: for an algorithm, key, policy or callback that cannot be used
-    """
+def _check_method(entry: Mapping[str, Any], where: str, env_id: str) -> None:
+    """Check a method's entry, which is rl-zoo's with ``algo``, its policy and callbacks included."""
     algo = entry["algo"]
     if not isinstance(algo, str) or algo not in ALGOS:
         raise UsageError(f"{where}: {must_be('algo', one_of(sorted(ALGOS)), algo)}{nearest(algo, ALGOS)}")
@@ -213,14 +201,10 @@ def begin(path: Path, out: Path, specs: Mapping[PlannedRun, RunSpec]) -> dict[st
     folders = {run.name: RunFolder(out / run.name) for run in specs}
     fresh = []
     for folder, spec in zip(folders.values(), specs.values(), strict=True):
-        if not folder.attempts() or not folder.description():
+        if folder.attempts() and folder.description():
+            spec.check_begun(folder)
+        else:
             fresh.append((folder, spec))
-            continue
-        given = RunSpec.of(folder)
-        for key in FIXED:
-            begun, wanted = getattr(given, key), getattr(spec, key)
-            if begun != wanted:
-                raise UsageError(f"{path}: {folder.path} was begun with {key} {begun}, not {wanted}; use -f")
     text = path.read_text(encoding="utf-8")
     if not (out / STUDY_FILE).is_file() or (out / STUDY_FILE).read_text(encoding="utf-8") != text:
         with replacing(out / STUDY_FILE) as temporary:

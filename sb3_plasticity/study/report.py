@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sb3_plasticity.study.statistics import Estimate
 from sb3_plasticity.study.tasks import TASK, across_environments, summarize, summarize_tasks
 from sb3_plasticity.study.wording import templates
 from sb3_plasticity.zoo.errors import UsageError
+from sb3_plasticity.zoo.folder import make_new
 
 PAGE = "report.html"
 DPI = 130
@@ -57,13 +59,11 @@ def new_folder(runs: Path, out: Path | None) -> Path:
     :raises UsageError: if it has something in it
     """
     if out is None:
-        number = 1
-        while (folder := runs / ("report" if number == 1 else f"report_{number}")).exists():
-            number += 1
-    elif (folder := Path(out)).is_dir() and any(folder.iterdir()):
+        return make_new(runs / f"report{f'_{number}' * (number > 1)}" for number in itertools.count(1))
+    if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out}: it is not empty: must be a folder that is, or that does not exist")
-    folder.mkdir(parents=True, exist_ok=out is not None)
-    return folder
+    out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 class Report:

@@ -15,7 +15,7 @@ from sb3_plasticity.curvature.records import load_spectra
 from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, ReportSettings, Study, planned_runs, read_study
 from sb3_plasticity.study.tasks import RUN, Timeline, task_table
 from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.folder import STATE, RunFolder
+from sb3_plasticity.zoo.folder import STATE, RunFolder, joined
 
 SPECTRUM = ["step", "task_index", "task_value", "phase", "network", "kind", "n_samples", "dim", "spectrum"]
 RANK = ["epsilon_rank", "epsilon_rank_low", "epsilon_rank_high"]
@@ -76,7 +76,7 @@ def read_results(path: Path, baseline: str | None = None) -> Results:
         text, study = (path / STUDY_FILE).read_text(encoding="utf-8"), read_study(path / STUDY_FILE)
         found = [(run, RunFolder(path / run.name)) for run in planned_runs(study)]
     else:
-        found = find_runs(path)
+        found = _find_runs(path)
     methods = list(study.methods if study is not None else dict.fromkeys(run.method for run, _ in found))
     settings = study.report if study is not None else ReportSettings(baseline=methods[0])
     if baseline is not None:
@@ -106,7 +106,7 @@ def read_results(path: Path, baseline: str | None = None) -> Results:
     runs = pd.DataFrame(rows)
     used = runs[runs.used]
     timelines = {env_id: _timeline(of) for env_id, of in dict(zip(used.env_id, used.description, strict=True)).items()}
-    tables = {name: _joined([each[name] for each in parts]) for name in parts[0]}
+    tables = {name: joined([each[name] for each in parts]) for name in parts[0]}
     for name in ("episodes", "spectra"):  # a run continues to the end of its rollout, a little past its last task
         last = tables[name].env_id.map({env_id: time.n_tasks for env_id, time in timelines.items()})
         tables[name] = tables[name][tables[name].task_index < last]
@@ -142,14 +142,12 @@ def _parameter(description: dict[str, Any]) -> str:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def find_runs(path: Path) -> list[tuple[PlannedRun, RunFolder]]:
+def _find_runs(path: Path) -> list[tuple[PlannedRun, RunFolder]]:
     """
     Find runs that no study planned.
 
-    :param path: folder with runs' folders somewhere below
-    :return: what each is, and its folder. A method is an algorithm, or what its user called it (the tag ``method``),
-        with the hyper-parameters in which its runs differ; of runs that are alike in everything the newest counts
-    :raises UsageError: if there is none
+    A method is an algorithm, or what its user called it (the tag ``method``), with the hyper-parameters in which its
+    runs differ; of runs that are alike in everything the newest counts.
     """
     folders = [RunFolder(file.parent) for file in sorted(path.rglob(STATE))]
     known = [(folder, given) for folder in folders if (given := folder.description()).get("env_id")]
@@ -202,14 +200,13 @@ def read_spectra(folder: RunFolder, epsilon: float) -> pd.DataFrame:
     :return: see :class:`Results`; one for each task, phase, network and kind, and step for periodic ones
     """
     names = {f"epsilon_rank_{epsilon:g}{end}": f"epsilon_rank{end}" for end in ("", "_low", "_high")}
-    found = []
+    found = [pd.DataFrame(columns=[*SPECTRUM, *RANK])]
     for attempt in folder.attempts():
         if (attempt.path / "curvature").is_dir():
             frame = load_spectra(attempt.path / "curvature", (epsilon,)).rename(columns=names)
             found.append(attempt.part(frame.reindex(columns=[*SPECTRUM, *RANK])))
     once = ["task_index", "phase", "network", "kind", "step"]
-    whole = _joined(found or [pd.DataFrame(columns=[*SPECTRUM, *RANK])])
-    return whole.drop_duplicates(once, keep="last", ignore_index=True).fillna({"task_index": 0})
+    return joined(found).drop_duplicates(once, keep="last", ignore_index=True).fillna({"task_index": 0})
 
 
 def _why_left_out(run: PlannedRun, row: dict[str, Any]) -> str:
@@ -263,8 +260,3 @@ def _timeline(description: dict[str, Any]) -> Timeline:
     schedule = _env_kwargs(description).get("schedule")
     period = schedule.get("period") if isinstance(schedule, dict) else None
     return Timeline(n_timesteps, int(description.get("tags", {}).get("period") or period or n_timesteps))
-
-
-def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Put tables below each other; of those without a row only the columns count."""
-    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)

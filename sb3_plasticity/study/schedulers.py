@@ -25,7 +25,6 @@ LOOK_EVERY = 0.5
 GRACE = 10.0
 # Exit status of a process that did not end by itself: its worker died, its node went.
 LOST = -1
-LOG = "log.txt"
 
 
 class Job(Protocol):
@@ -101,16 +100,10 @@ def train_all(runs: Sequence[RunFolder], scheduler: Scheduler, retries: int, loo
         look()
 
 
-def train_here(path: str, folder: str) -> int:
-    """
-    Train a run in this process, which a cluster started for nothing else.
-
-    :param path: of the run's folder
-    :param folder: to import the user's own modules from
-    :return: exit status
-    """
+def _train_here(path: str, folder: str) -> int:
+    """Train a run in this process, which a cluster started for nothing else; the folder has the user's own modules."""
     sys.path.insert(0, folder)
-    with open(Path(path) / LOG, "ab") as log:
+    with open(RunFolder(path).log, "ab") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), 1 if stream is sys.stdout else 2)
@@ -144,7 +137,7 @@ class LocalScheduler:
 
 class _Process:
     def __init__(self, run: RunFolder, threads: int) -> None:
-        with open(run.path / LOG, "ab") as log:
+        with open(run.log, "ab") as log:
             # In a session of its own: the terminal's interrupt is the scheduler's to hand on.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sb3_plasticity", "train", "-i", str(run.path)],
@@ -205,7 +198,7 @@ class RayScheduler:
             "max_retries": 0,
             "max_calls": 1,
         }
-        self._remote = ray.remote(**options)(train_here)
+        self._remote = ray.remote(**options)(_train_here)
 
     def start(self, runs: Sequence[RunFolder]) -> Sequence[Job]:
         """
@@ -291,36 +284,21 @@ class SlurmScheduler:
         :param runs: folders of the runs
         :return: its jobs
         """
-        tasks = [SlurmTask(str(run.path.absolute()), os.getcwd()) for run in runs]
+        tasks = [_SlurmTask(str(run.path.absolute()), os.getcwd()) for run in runs]
         return [_SlurmJob(job) for job in self._executor.submit_array(tasks)]
 
 
-class SlurmTask:
-    """
-    What a Slurm job runs, and again after it was preempted.
-
-    :param path: of the run's folder
-    :param folder: to import the user's own modules from
-    """
+class _SlurmTask:
+    """What a Slurm job runs, and again after it was preempted: a run resumes from its last checkpoint."""
 
     def __init__(self, path: str, folder: str) -> None:
         self.path = path
         self.folder = folder
 
     def __call__(self) -> int:
-        """
-        Train.
-
-        :return: exit status
-        """
-        return train_here(self.path, self.folder)
+        return _train_here(self.path, self.folder)
 
     def checkpoint(self) -> Any:
-        """
-        Say how to go on.
-
-        :return: this again, which resumes from the run's last checkpoint
-        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sb3_plasticity.common.checks import must_be, nearest, one_of
+from sb3_plasticity.zoo.config import merged
 from sb3_plasticity.zoo.errors import UsageError
 
 # Name of the copy of the study file in the folder of its runs.
@@ -158,7 +159,7 @@ class Study(_Section):
                 raise must_be("methods", f"names with a letter or a digit, of at most {LONGEST} characters", method)
             if folders.count(folder) > 1:
                 raise must_be("methods", "names that differ in more than blanks, signs and case", method)
-            self.methods[method] = _above(self.hyperparams, self.methods[method])
+            self.methods[method] = merged({"algo": "ppo_l2er", **self.hyperparams}, self.methods[method])
             for key in DECIDED_BY_STUDY:
                 if key in self.methods[method]:
                     raise ValueError(f"`methods.{method}` must not have {key!r}: the study sets it for all methods")
@@ -167,15 +168,6 @@ class Study(_Section):
                 if name not in self.methods:
                     raise ValueError(f"{must_be(key, one_of(self.methods), name)}{nearest(name, self.methods)}")
         return self
-
-
-def _above(common: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a method's entry above what all methods have; ``policy_kwargs`` are joined."""
-    joined = {"algo": "ppo_l2er", **common, **entry}
-    both = common.get("policy_kwargs"), entry.get("policy_kwargs")
-    if all(isinstance(part, Mapping) for part in both):
-        joined["policy_kwargs"] = {**both[0], **both[1]}  # type: ignore[dict-item]
-    return joined
 
 
 @dataclass(frozen=True)

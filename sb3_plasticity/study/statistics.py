@@ -221,7 +221,7 @@ def spearman(points: np.ndarray) -> float:
     :param points: (n, 2)
     :return: in [-1, 1]; NaN for fewer than three rows, or if either column is constant
     """
-    return pearson(stats.rankdata(points, axis=0))
+    return _pearson(stats.rankdata(points, axis=0))
 
 
 def r_squared(points: np.ndarray) -> float:
@@ -231,16 +231,11 @@ def r_squared(points: np.ndarray) -> float:
     :param points: (n, 2)
     :return: in [0, 1]; NaN for fewer than three rows, or if either column is constant
     """
-    return pearson(points) ** 2
+    return _pearson(points) ** 2
 
 
-def pearson(points: np.ndarray) -> float:
-    """
-    Take the linear correlation of two columns.
-
-    :param points: (n, 2)
-    :return: in [-1, 1]; NaN for fewer than three rows, or if either column is constant
-    """
+def _pearson(points: np.ndarray) -> float:
+    """Take the linear correlation of two columns; NaN for fewer than three rows, or if either column is constant."""
     if len(points) < 3 or not np.ptp(points, axis=0).all():
         return math.nan
     return float(np.corrcoef(points, rowvar=False)[0, 1])

@@ -149,15 +149,8 @@ def bin_means(steps: pd.Series, values: pd.Series, edges: np.ndarray) -> pd.Seri
 # -- methods -----------------------------------------------------------------------------------------------------------
 
 
-def run_table(tasks: pd.DataFrame) -> pd.DataFrame:
-    """
-    Sum up every run in one number for each measure.
-
-    :param tasks: see :func:`task_table`, or :func:`differences` of such
-    :return: a row per run: ``last_return`` (final return of the last task), ``mean_return`` (of all tasks), ``change``
-        (last less first), ``auc``, and where ``tasks`` has them ``success`` and ``better`` (shares of tasks) and
-        ``epsilon_rank`` at their starts
-    """
+def _run_table(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Sum up every run, or the differences of a run, in one number for each measure."""
     of_task = tasks.set_index(RUN).final_return
     index = tasks.set_index(RUN).task_index
     last, first = (index.groupby("env_id").transform(end) for end in ("max", "min"))
@@ -194,14 +187,16 @@ def summarize(tasks: pd.DataFrame, runs: pd.DataFrame, baseline: str) -> pd.Data
     :param runs: finished ones, with ``seconds``
     :param baseline: method
     :return: a row per environment, method and measure: ``value``, ``low``, ``high`` (95% interval over seeds) and
-        ``n`` (seeds). Measures are those of :func:`run_table`, each also as ``<measure>_difference`` to the baseline's
-        run of the same seed; ``improvement``, the probability that a run has a higher ``mean_return`` than one of the
-        baseline; ``recovered`` (share of tasks, of those with a task before) and ``recovery_steps`` (median; infinity
-        where half did not); ``seconds`` and ``seconds_ratio`` (to the baseline's run of the same seed), medians
+        ``n`` (seeds). Measures are ``last_return`` (final return of the last task), ``mean_return`` (of all tasks),
+        ``change`` (last less first), ``auc``, ``success`` (share of tasks) and ``epsilon_rank`` at their starts, each
+        also as ``<measure>_difference`` to the baseline's run of the same seed; ``better`` (share of tasks);
+        ``improvement``, the probability that a run has a higher ``mean_return`` than one of the baseline; ``recovered``
+        (share of tasks, of those with a task before) and ``recovery_steps`` (median; infinity where half did not);
+        ``seconds`` and ``seconds_ratio`` (to the baseline's run of the same seed), medians
     """
     own: Any
     paired: Any  # pandas' stubs know no key of several levels
-    own, paired = (run_table(table).sort_index() for table in (tasks, differences(tasks, baseline)))
+    own, paired = (_run_table(table).sort_index() for table in (tasks, differences(tasks, baseline)))
     seconds: Any = runs.set_index(RUN).seconds.sort_index()
     rows = []
     for (env_id, method), part in tasks.groupby(["env_id", "method"], sort=False):

@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--benchmark-dir", default="logs/benchmark", help="for the returns and the table (default: logs/benchmark)")
     add("-n", "--n-timesteps", type=whole(1), default=150_000, help="steps of each agent (default: 150000)")
     add("--n-envs", type=whole(1), default=1, help="environments (default: 1)")
-    add("--seed", type=whole(0), default=0, help="of the environments (default: 0)")
+    add("--seed", type=whole(0), default=0, help="seed of the environments (default: 0)")
     add("--num-threads", type=whole(1, [-1]), default=2, help="threads of PyTorch (default: 2)")
-    add("--test-mode", action="store_true", help="only the first agent")
-    add("--no-hub", action="store_true", help="only agents that are here, none from the Hugging Face hub")
-    add("--with-mujoco", action="store_true", help="Fetch environments too")
-    add("--verbose", type=int, default=1, help="0 prints the table's place only (default: 1)")
+    add("--test-mode", action="store_true", help="evaluate only the first agent")
+    add("--no-hub", action="store_true", help="evaluate only local agents, none from the Hugging Face Hub")
+    add("--with-mujoco", action="store_true", help="include the Fetch environments")
+    add("--verbose", type=int, default=1, help="0 prints only where the table is (default: 1)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         found |= get_hf_trained_models()
     found = {name: agent for name, agent in found.items() if options.with_mujoco or "Fetch" not in agent[1]}
     if not found:
-        raise UsageError(f"--log-dir {here}: there is no trained agent in it")
+        raise UsageError(f"--log-dir {here}: it contains no trained agent")
     rows: list[dict[str, object]] = []
     for name, (algo, env_id) in list(found.items())[: 1 if options.test_mode else None]:
         if options.verbose >= 1:

@@ -54,9 +54,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     :return: its attributes
     :raises UsageError: if the file is missing or damaged
     """
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".zip":
         near = sorted(other.name for other in path.parent.glob("*.zip"))
-        raise UsageError(f"{path}: there is no such file" + f"; there are {', '.join(near)}" * bool(near))
+        raise UsageError(f"{path}: there is no such zip file" + f"; there are {', '.join(near)}" * bool(near))
     with mistakes_in(f"{path}: not a whole model (an older checkpoint may be whole)"):
         with zipfile.ZipFile(path) as archive:
             damaged, names = archive.testzip(), archive.namelist()

@@ -6,11 +6,12 @@ and ``run(options)``, which does what they say and returns the exit status. It i
 """
 
 import argparse
+import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, NoReturn
 
 from sb3_plasticity.common.checks import nearest
 from sb3_plasticity.zoo.errors import RunError, UsageError
@@ -93,7 +94,8 @@ def _run(commands: Mapping[str, Command], prog: str, given: Sequence[str]) -> in
     for name, command in commands.items():
         subparser = subparsers.add_parser(name, help=command.help, description=command.help)
         if name == chosen:
-            module = _import(command)
+            with _installed(command):
+                module = importlib.import_module(command.module)
             module.add_arguments(subparser)
     options, unknown = parser.parse_known_args(given)
     if unknown:
@@ -101,12 +103,15 @@ def _run(commands: Mapping[str, Command], prog: str, given: Sequence[str]) -> in
     if not chosen:
         parser.print_help()
         return 0
-    return int(module.run(options) or 0)
+    with _installed(commands[chosen]):
+        return int(module.run(options) or 0)
 
 
-def _import(command: Command) -> Any:
+@contextlib.contextmanager
+def _installed(command: Command) -> Iterator[None]:
+    """Say what to install for a command whose libraries are missing; some are imported when it runs."""
     try:
-        return importlib.import_module(command.module)
+        yield
     except ModuleNotFoundError as error:
         if str(error.name).startswith("sb3_plasticity"):
             raise

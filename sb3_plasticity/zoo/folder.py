@@ -27,7 +27,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -216,13 +216,12 @@ class RunFolder:
         :return: ``return``, ``length``, ``step`` (at the end), ``task_index`` and ``task_value`` (-1 and NaN in
             environments without tasks), in the order in which the episodes ended
         """
-        frames = []
+        frames = [pd.DataFrame(columns=[*EPISODE_COLUMNS.values()], dtype=float)]
         for attempt in self.attempts():
             frame = read_table(attempt.path / MONITOR).reindex(columns=list(EPISODE_COLUMNS))
             frame = frame.rename(columns=EPISODE_COLUMNS).dropna(subset=["return", "length", "step"])
             frames.append(attempt.part(frame))
-        whole = _joined(frames, EPISODE_COLUMNS.values())
-        return whole.fillna({"task_index": -1}).astype({"length": int, "step": int, "task_index": int})
+        return joined(frames).fillna({"task_index": -1}).astype({"length": int, "step": int, "task_index": int})
 
     def progress(self, columns: Iterable[str] | None = None) -> pd.DataFrame:
         """
@@ -231,14 +230,14 @@ class RunFolder:
         :param columns: keys such as ``train/loss``; None for all
         :return: ``step`` and the columns that there are; NaN where a line lacks one
         """
-        frames = []
+        frames = [pd.DataFrame(columns=["step"], dtype=float)]
         wanted = None if columns is None else set(columns)
         for attempt in self.attempts():
             frame = read_table(attempt.path / "progress.csv").rename(columns={"time/total_timesteps": "step"})
             if "step" in frame:
                 kept = [name for name in frame if name == "step" or wanted is None or name in wanted]
                 frames.append(attempt.part(frame[kept].dropna(subset=["step"])))
-        return _joined(frames, ["step"])
+        return joined(frames)
 
     # -- one process at a time -----------------------------------------------------------------------------------------
 
@@ -342,9 +341,9 @@ def read_table(path: Path) -> pd.DataFrame:
     return numbers
 
 
-def _joined(frames: list[pd.DataFrame], columns: Iterable[str]) -> pd.DataFrame:
-    filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(columns), dtype=float)
+def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Put tables below each other; where none has a row, the columns are those of the first."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
 
 def _warn(path: Path, reason: str) -> None:

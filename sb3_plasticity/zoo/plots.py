@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
@@ -71,20 +70,18 @@ def _plot_train(options: argparse.Namespace) -> int:
     folders = sorted(path for path in base.glob("*") if path.is_dir() and any(env in path.name for env in options.env))
     if not folders:
         raise UsageError(f"{base}: there is no run of {', '.join(options.env)}")
-    window, curves = options.episode_window, {}
-    for folder in folders:
-        x, y = _curve(RunFolder(folder), options.x_axis, options.y_axis)
-        if options.x_axis == "steps" and options.max_timesteps:
-            x, y = x[x <= options.max_timesteps], y[x <= options.max_timesteps]
-        if len(y) < window:
-            print(f"{folder.name}: {len(y)} episodes, fewer than -w {window}: left out")
-        else:
-            curves[folder.name] = x[window - 1 :], np.convolve(y, np.ones(window) / window, "valid")
-    if not curves:
-        raise UsageError(f"{base}: no run has {window} episodes; take fewer with -w")
+    window = options.episode_window
     figure, axes = plt.subplots(figsize=options.figsize, layout="constrained")
-    for name, curve in curves.items():
-        axes.plot(*curve, label=name)
+    for folder in folders:
+        curve = _curve(RunFolder(folder), options.x_axis, options.y_axis)
+        if options.x_axis == "steps" and options.max_timesteps:
+            curve = curve[curve.index <= options.max_timesteps]
+        if len(curve) < window:
+            print(f"{folder.name}: {len(curve)} episodes, fewer than -w {window}: left out")
+        else:
+            curve.rolling(window).mean().plot(ax=axes, label=folder.name)
+    if not axes.lines:
+        raise UsageError(f"{base}: no run has {window} episodes; take fewer with -w")
     axes.set_xlabel(X_AXES[options.x_axis], fontsize=options.fontsize)
     axes.set_ylabel(f"Training episode's {options.y_axis}", fontsize=options.fontsize)
     axes.legend()
@@ -101,16 +98,17 @@ def _plot_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _curve(folder: RunFolder, x_axis: str, y_axis: str) -> tuple[np.ndarray, np.ndarray]:
+def _curve(folder: RunFolder, x_axis: str, y_axis: str) -> pd.Series:
     """Read a run of ours as one timeline, one of rl-zoo's from its monitor files."""
     episodes, (column, ours) = folder.episodes(), Y_AXES[y_axis]
     if len(episodes) and ours and x_axis != "time":
-        x = episodes.step if x_axis == "steps" else range(1, len(episodes) + 1)
-        return np.asarray(x, dtype=float), episodes[ours].to_numpy(dtype=float)
-    tables = [read_table(path) for path in sorted(folder.path.glob("*.monitor.csv"))]
-    rows = [table for table in tables if {column, "l", "t"} <= set(table)]
-    if not rows:
-        return np.empty(0), np.empty(0)
-    whole = pd.concat(rows).sort_values("t", kind="stable")
-    axes = {"steps": whole.l.cumsum(), "episodes": range(1, len(whole) + 1), "time": whole.t / 3600}
-    return np.asarray(axes[x_axis], dtype=float), whole[column].to_numpy(dtype=float)
+        column, places = ours, {"steps": episodes.step}
+    else:
+        tables = [read_table(path) for path in sorted(folder.path.glob("*.monitor.csv"))]
+        rows = [table for table in tables if {column, "l", "t"} <= set(table)]
+        if not rows:
+            return pd.Series(dtype=float)
+        episodes = pd.concat(rows).sort_values("t", kind="stable")
+        places = {"steps": episodes.l.cumsum(), "time": episodes.t / 3600}
+    places["episodes"] = pd.Series(range(1, len(episodes) + 1))
+    return episodes[column].set_axis(places[x_axis].to_numpy())

@@ -27,29 +27,48 @@ from sb3_plasticity.zoo.spec import RunSpec
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError)
 # Rollouts that fit into a trial, and evaluations that it is pruned by, at least.
 ROLLOUTS, EVALUATIONS = 8, 4
-DEFAULTS = {"n_trials": 500, "n_jobs": 1, "sampler": "tpe", "pruner": "median", "n_startup_trials": 10}
+# Options that rl_zoo3's manager takes as they are.
+OF_RL_ZOO = ("n_trials", "max_total_trials", "n_jobs", "sampler", "pruner", "n_startup_trials", "storage", "study_name")
+OF_RL_ZOO += ("optimization_log_path", "no_optim_plots")
+
+
+def sample_ppo_l2er(trial: optuna.Trial, *others: Any) -> dict[str, Any]:
+    """
+    Sample PPO's hyper-parameters as rl_zoo3 does, and the strengths of the two penalties.
+
+    :param trial: of the study
+    :param others: what rl_zoo3 hands to all of its samplers
+    :return: arguments of the algorithm
+    """
+    penalties = {
+        "er_coef": trial.suggest_float("er_coef", 1e-5, 1e-1, log=True),
+        "l2_coef": trial.suggest_float("l2_coef", 1e-6, 1e-2, log=True),
+        "er_interval": trial.suggest_int("er_interval", 1, 16, log=True),
+    }
+    return {**HYPERPARAMS_SAMPLER["ppo"](trial, *others), **penalties}
+
+
+SAMPLERS = {**HYPERPARAMS_SAMPLER, "ppo_l2er": sample_ppo_l2er}
+CONVERTERS = {**HYPERPARAMS_CONVERTER, "ppo_l2er": HYPERPARAMS_CONVERTER["ppo"]}
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the options of a search.
-
-    :param parser: of the command ``train``
-    """
+    """Add the options of a search to a command's parser."""
     add = parser.add_argument_group("hyper-parameter search").add_argument
-    add("-optimize", "--optimize-hyperparameters", action="store_true", help="search, do not train")
-    add("--n-trials", type=whole(1), help="trials of this process (default: 500)")
-    add("--max-total-trials", type=whole(1), help="trials of all processes together, instead of --n-trials")
-    add("--n-jobs", type=whole(1, [-1]), help="trials at a time (default: 1)")
-    add("--sampler", choices=["random", "tpe", "auto"], help="of hyper-parameters (default: tpe)")
-    add("--pruner", choices=["halving", "median", "none"], help="of trials that do badly (default: median)")
-    add("--n-startup-trials", type=whole(0), help="trials before sampler and pruner begin (default: 10)")
-    add("--n-evaluations", type=whole(1), help=f"of a trial (default: one per 100,000 steps, at least {EVALUATIONS})")
-    add("--storage", help="where trials are kept: a file (.log) or the URL of a database (default: nowhere)")
-    add("--study-name", help="in the storage")
+    add("-optimize", "--optimize-hyperparameters", action="store_true", help="search instead of training")
+    add("--n-trials", type=whole(1), default=500, help="number of trials of this process (default: 500)")
+    add("--max-total-trials", type=whole(1), help="number of trials of all processes together, instead of --n-trials")
+    add("--n-jobs", type=whole(1, [-1]), default=1, help="trials that run at the same time (default: 1)")
+    add("--sampler", choices=["random", "tpe", "auto"], default="tpe", help="of hyper-parameters (default: tpe)")
+    pruner = "of trials that do badly (default: median)"
+    add("--pruner", choices=["halving", "median", "none"], default="median", help=pruner)
+    add("--n-startup-trials", type=whole(0), default=10, help="trials before sampler and pruner begin (default: 10)")
+    add("--n-evaluations", type=whole(1), help=f"per trial (default: one per 100,000 steps, at least {EVALUATIONS})")
+    add("--storage", help="where trials are kept: a file (.log) or the URL of a database (default: they are not kept)")
+    add("--study-name", help="name of the study in the storage")
     add("--trial-id", type=whole(0), help="train with the hyper-parameters of this trial of the study")
     add("--optimization-log-path", metavar="DIR", help="keep the evaluations and best models of the trials here")
-    add("--no-optim-plots", action="store_true", help="open no plots at the end")
+    add("--no-optim-plots", action="store_true", help="do not open plots at the end")
 
 
 class Search(Experiment):
@@ -57,12 +76,14 @@ class Search(Experiment):
     rl_zoo3's search, with trials that are scored on the fixed tasks and sized for the steps that they have.
 
     :param spec: of the runs; a trial samples above its entry
-    :param given: the options of the command line that were given
+    :param given: the options of the command line
+    :raises UsageError: for an algorithm that rl_zoo3 has no space of hyper-parameters for
     """
 
     def __init__(self, spec: RunSpec, given: Mapping[str, Any]) -> None:
-        names = (*DEFAULTS, "max_total_trials", "storage", "study_name", "optimization_log_path", "no_optim_plots")
-        options = {**DEFAULTS, **{name: given[name] for name in names if name in given}}
+        if spec.algo not in SAMPLERS:
+            raise UsageError(f"--algo {spec.algo}: rl_zoo3 searches {', '.join(SAMPLERS)}")
+        options = {name: given[name] for name in OF_RL_ZOO if name in given}
         n_evaluations = given.get("n_evaluations", max(EVALUATIONS, spec.n_timesteps // 100_000))
         folder = Path(given.get("log_folder", "logs"))
         super().__init__(_without_measurements(spec), folder, n_evaluations=n_evaluations, **options)
@@ -111,7 +132,7 @@ class Search(Experiment):
             "her_kwargs": keywords.get("replay_buffer_kwargs", {}),
         }
         longest = max(spec.n_timesteps // (ROLLOUTS * experiment.n_envs), 32)
-        sampled = sample(spec.algo, Sized(trial, longest), self.n_actions, experiment.n_envs, her)
+        sampled = SAMPLERS[spec.algo](Sized(trial, longest), self.n_actions, experiment.n_envs, her)
         shown = _StepsShown(self._bar, trial.number)
         with contextlib.closing(experiment):
             fixed = experiment.create_fixed_envs()
@@ -168,7 +189,7 @@ def read_trial(options: Mapping[str, Any], algo: str) -> dict[str, Any]:
     ):
         backend = JournalStorage(JournalFileBackend(storage)) if storage.endswith(".log") else storage
         params = optuna.load_study(storage=backend, study_name=name).trials[number].params
-        return dict(HYPERPARAMS_CONVERTER["ppo" if algo == "ppo_l2er" else algo](params))
+        return dict(CONVERTERS[algo](params))
 
 
 class Sized:
@@ -215,26 +236,3 @@ class _StepsShown(BaseCallback):
         text = f"trial {self._number}, step {step:,}"
         self._bar.update(self._bar.task_ids[0], advance=step - self._told, description=text)
         self._told = step
-
-
-def sample(algo: str, trial: Any, n_actions: int, n_envs: int, additional: dict[str, Any]) -> dict[str, Any]:
-    """
-    Sample hyper-parameters as rl_zoo3 does, and for ``ppo_l2er`` the strengths of the two penalties.
-
-    :param algo: rl-zoo's name of the algorithm
-    :param trial: of the study
-    :param n_actions: dimensions of the action
-    :param n_envs: environments
-    :param additional: what rl_zoo3's samplers of off-policy algorithms want to know
-    :return: arguments of the algorithm
-    :raises UsageError: for an algorithm without a sampler
-    """
-    name = "ppo" if algo == "ppo_l2er" else algo
-    if name not in HYPERPARAMS_SAMPLER:
-        raise UsageError(f"--algo {algo}: rl_zoo3 searches {', '.join(HYPERPARAMS_SAMPLER)}")
-    sampled = dict(HYPERPARAMS_SAMPLER[name](trial, n_actions, n_envs, additional))
-    if algo == "ppo_l2er":
-        sampled["er_coef"] = trial.suggest_float("er_coef", 1e-5, 1e-1, log=True)
-        sampled["l2_coef"] = trial.suggest_float("l2_coef", 1e-6, 1e-2, log=True)
-        sampled["er_interval"] = trial.suggest_int("er_interval", 1, 16, log=True)
-    return sampled

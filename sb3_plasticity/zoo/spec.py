@@ -1,14 +1,17 @@
 """What a run is: everything that its training depends on."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sb3_plasticity.common.machine import machine
-from sb3_plasticity.zoo.errors import mistakes_in
+from sb3_plasticity.zoo.errors import UsageError, mistakes_in
 from sb3_plasticity.zoo.folder import RunFolder, State
+
+# What a run may not become another one in.
+FIXED = ("algo", "env_id", "seed", "n_timesteps", "hyperparams")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,20 @@ class RunSpec:
         known = {item.name: description[item.name] for item in fields(cls) if item.name in description}
         with mistakes_in(f"{folder.path}: no folder of a run", TypeError):
             return cls(**known)
+
+    def check_begun(self, folder: RunFolder, keys: Iterable[str] = FIXED) -> None:
+        """
+        Refuse the folder of a run that was begun as another one.
+
+        :param folder: of a run
+        :param keys: fields that must be the same
+        :raises UsageError: for the first that differs
+        """
+        there = RunSpec.of(folder)
+        for key in keys:
+            begun, wanted = getattr(there, key), getattr(self, key)
+            if begun != wanted:
+                raise UsageError(f"{folder.path} was begun with {key} {begun}, not {wanted}: use another folder")
 
     def begin(self, folder: RunFolder) -> None:
         """

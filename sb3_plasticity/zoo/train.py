@@ -16,7 +16,6 @@ import yaml
 from rl_zoo3 import get_latest_run_id
 from rl_zoo3.utils import EnvironmentName
 
-from sb3_plasticity.common.checks import nearest
 from sb3_plasticity.zoo import checkpoints, config
 from sb3_plasticity.zoo.algorithms import ALGOS
 from sb3_plasticity.zoo.errors import SetupError, UsageError, mistakes_in
@@ -24,7 +23,7 @@ from sb3_plasticity.zoo.experiment import VEC_ENVS
 from sb3_plasticity.zoo.folder import RunFolder, file_name, make_new
 from sb3_plasticity.zoo.options import StoreValues, check_known, whole
 from sb3_plasticity.zoo.search import Search, add_search_options, read_trial
-from sb3_plasticity.zoo.spec import RunSpec
+from sb3_plasticity.zoo.spec import FIXED, RunSpec
 from sb3_plasticity.zoo.trained_agent import spec_of
 from sb3_plasticity.zoo.training import train
 
@@ -45,53 +44,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--env", metavar="ID", help="environment (default: CartPole-v1)")
     add("-conf", "--conf-file", metavar="FILE", help="hyper-parameters: YAML, a Python file or a Python module")
     add("--preset", help="take this entry of the file, not the environment's own: paper-l2er, dohare-l2, ...")
-    add("-params", "--hyperparams", **pairs, help="hyper-parameters above those")
-    add("-n", "--n-timesteps", type=whole(1, [-1]), help="number of steps (of a resumed run: in all)")
+    add("-params", "--hyperparams", **pairs, help="hyper-parameters that override those of the file")
+    add("-n", "--n-timesteps", type=whole(1, [-1]), help="number of steps; for a resumed run, the total")
     add("--seed", type=whole(0, [-1]), help="of environments and agent (default: a random one)")
     add(
         *("-i", "--trained-agent"),
         metavar="RUN",
-        help="go on: with the run of this folder, from its newest checkpoint; or from a saved model (.zip), in a "
-        "folder of its own, with the same options and hyper-parameters unless given anew, up to the same number of "
-        "steps in all",
+        help="resume the run in this folder from its newest checkpoint; or continue from a saved model (.zip) in a new "
+        "folder, with the same options and hyper-parameters unless given again, up to the same total number of steps",
     )
-    add("-f", "--log-folder", metavar="DIR", help="where the run's folder is made (default: logs)")
+    add("-f", "--log-folder", metavar="DIR", help="where the run's folder is created (default: logs)")
     add("--run-folder", metavar="DIR", help="the run's own folder; a run that it already holds is resumed")
-    add("-uuid", "--uuid", action="store_true", help="give the run's folder a name that no other has")
+    add("-uuid", "--uuid", action="store_true", help="add a unique identifier to the name of the run's folder")
     add("-tb", "--tensorboard-log", metavar="DIR", help="folder for TensorBoard's events (default: the run's own)")
-    add("--save-freq", type=int, help=f"least steps between checkpoints; none if negative {default['save_freq']}")
-    add("--eval-freq", type=int, help=f"steps between evaluations; none if negative {default['eval_freq']}")
-    add("--eval-episodes", type=whole(1), help=f"of an evaluation {default['eval_episodes']}")
-    add("--n-eval-envs", type=whole(1), help=f"environments of an evaluation {default['n_eval_envs']}")
-    tasks = "tasks that best_model and trials are scored on (default: the first five)"
+    add("--save-freq", type=int, help=f"minimum steps between checkpoints; none if negative {default['save_freq']}")
+    add("--eval-freq", type=int, help=f"steps between evaluations; no evaluations if negative {default['eval_freq']}")
+    add("--eval-episodes", type=whole(1), help=f"episodes per evaluation {default['eval_episodes']}")
+    add("--n-eval-envs", type=whole(1), help=f"environments per evaluation {default['n_eval_envs']}")
+    tasks = "tasks on which best_model and trials are scored (default: the first five)"
     add("--eval-tasks", type=whole(0), nargs="+", metavar="INDEX", help=tasks)
-    add("--env-kwargs", **pairs, help="keywords of the environment")
-    add("--eval-env-kwargs", **pairs, help="those that differ in evaluations")
+    add("--env-kwargs", **pairs, help="keyword arguments of the environment")
+    add("--eval-env-kwargs", **pairs, help="keyword arguments that differ in evaluations")
     add(
         "--vec-env",
         choices=VEC_ENVS,
-        help="batch: all simulations in one thread pool; subproc: a process each; auto: "
-        f"batch where its results are equal, else dummy {default['vec_env']}",
+        help="batch: all simulations in one thread pool; subproc: a process for each; auto: batch where it gives the "
+        f"same results, otherwise dummy {default['vec_env']}",
     )
-    add("--device", help=f"of PyTorch {default['device']}")
-    threads = f"of PyTorch and of a batch of simulations; -1: their own choice {default['num_threads']}"
+    add("--device", help=f"PyTorch device {default['device']}")
+    threads = f"threads of PyTorch and of a batch of simulations; -1: their own choice {default['num_threads']}"
     add("--num-threads", type=whole(1, [-1]), help=threads)
-    log_interval = f"rollouts per line of the log; -1: the algorithm's choice, -2: none {default['log_interval']}"
+    log_interval = f"rollouts per line of the log; -1: the algorithm's choice, -2: no log {default['log_interval']}"
     add("--log-interval", type=whole(1, [-1, -2]), help=log_interval)
     add("--save-replay-buffer", action="store_true", help="keep the replay buffer with the final model")
     no = ("", "0", "false", "no")
-    truncate = "of a HER replay buffer that is loaded (default: True)"
+    truncate = "truncate the last trajectory of a HER replay buffer that is loaded (default: True)"
     add("--truncate-last-trajectory", type=lambda text: text.lower() not in no, help=truncate)
     add("--gym-packages", nargs="+", metavar="MODULE", help="packages that register further environments")
     add("--verbose", type=int, help="0 prints nothing, 1 the agent's log, 2 every checkpoint (default: 1)")
     add("-P", "--progress", action="store_true", help="show a progress bar")
     add_search_options(parser)
     add = parser.add_argument_group("Weights and Biases").add_argument
-    add("--track", action="store_true", help="track the run there")
-    add("--wandb-project-name", dest="wandb_project", metavar="NAME", help="(default: sb3)")
+    add("--track", action="store_true", help="track the run with Weights and Biases")
+    add("--wandb-project-name", dest="wandb_project", metavar="NAME", help="project (default: sb3)")
     add("--wandb-entity", help="team or user")
-    add("--wandb-group", help="of the run")
-    add("-tags", "--wandb-tags", nargs="+", help="such as: optimized pr-123")
+    add("--wandb-group", help="group of the run")
+    add("-tags", "--wandb-tags", nargs="+", help="tags of the run, such as optimized pr-123")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -220,9 +218,6 @@ def _find_model(source: str) -> Path:
     newest = checkpoints.newest_model(RunFolder(path)) if path.is_dir() else path
     if newest is None:
         raise UsageError(f"-i {path}: there is no saved model in this folder")
-    if not newest.is_file() or newest.suffix != ".zip":
-        near = sorted(map(str, path.parent.glob("*.zip")))
-        raise UsageError(f"-i {path}: there is no such zip file{nearest(str(path), near)}")
     checkpoints.read_checkpoint(newest)
     return newest
 
@@ -243,11 +238,7 @@ def make_folder(spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunFolder, boo
                 raise UsageError(f"--run-folder {folder.path}: is not empty, and no folder of a run")
             folder.path.mkdir(parents=True, exist_ok=True)
             return folder, True
-        there = RunSpec.of(folder)
-        for name in ("algo", "env_id", "n_timesteps", *(["seed"] if "seed" in given else []), "hyperparams"):
-            begun, wanted = getattr(there, name), getattr(spec, name)
-            if begun != wanted:
-                raise UsageError(f"--run-folder {folder.path}: its run was begun with {name} {begun}, not {wanted}")
+        spec.check_begun(folder, [key for key in FIXED if key != "seed" or key in given])
         return folder, False
     before = Path(spec.trained_agent).absolute().parent.parent
     beside = spec.trained_agent and before.name == spec.algo and "log_folder" not in given

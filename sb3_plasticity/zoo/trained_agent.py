@@ -29,11 +29,7 @@ OF_THE_WORLD = ("env_wrapper", "frame_stack", "normalize", "vec_env_wrapper")
 
 
 def add_agent_options(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the options that choose a trained agent and the world it is shown in.
-
-    :param parser: of the command
-    """
+    """Add the options that choose a trained agent and the world it is shown in to a command's parser."""
     add = parser.add_argument
     add("run", nargs="?", help="folder of a run, or a saved model in one, instead of --algo, --env, -f and --exp-id")
     add("--algo", default="ppo", help="algorithm (default: ppo)")
@@ -48,16 +44,16 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     add("--n-envs", type=whole(1), default=1, help="environments (default: 1)")
     add("--task", type=whole(0), help="index of the task to show (default: follow the clock)")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--deterministic", action="store_true", help="the policy's mode (default, but for Atari)")
-    how.add_argument("--stochastic", action="store_true", help="actions as they are sampled")
-    add("--seed", type=whole(0), default=0, help="of the environment (default: 0)")
+    how.add_argument("--deterministic", action="store_true", help="the most probable actions (default, but for Atari)")
+    how.add_argument("--stochastic", action="store_true", help="sample the actions")
+    add("--seed", type=whole(0), default=0, help="seed of the environments (default: 0)")
     add("--device", default="auto", help="PyTorch's device (default: auto)")
     add("--num-threads", type=whole(1, [-1]), default=-1, help="threads of PyTorch (default: -1, its own choice)")
-    add("--no-render", action="store_true", help="draw nothing")
-    add("--norm-reward", action="store_true", help="show normalised rewards, of a run that normalises them")
-    add("--verbose", type=int, default=1, help="0 prints no episodes (default: 1)")
+    add("--no-render", action="store_true", help="do not render")
+    add("--norm-reward", action="store_true", help="show the normalised rewards of a run that normalises them")
+    add("--verbose", type=int, default=1, help="0 does not print the episodes (default: 1)")
     add("--gym-packages", nargs="+", default=[], help="packages that register further environments")
-    add("--env-kwargs", nargs="+", action=StoreValues, help="keywords of the environment, as key:value")
+    add("--env-kwargs", nargs="+", action=StoreValues, help="keyword arguments of the environment, as key:value")
     add("--custom-objects", action="store_true", help=argparse.SUPPRESS)  # rl-zoo's; always on
     add("-P", "--progress", action="store_true", help="show a progress bar")
 

@@ -8,13 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch as th
-from stable_baselines3.common.logger import (
-    CSVOutputFormat,
-    HumanOutputFormat,
-    KVWriter,
-    Logger,
-    TensorBoardOutputFormat,
-)
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, make_output_format
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_plasticity.common.files import replacing
@@ -126,7 +120,7 @@ def _make_logger(spec: RunSpec, folder: RunFolder, records: Path, verbose: int) 
     if spec.tensorboard_log:
         name = folder.path.name if records == folder.path else f"{folder.path.name}_{records.name}"
         events = make_new(numbered(Path(spec.tensorboard_log) / spec.algo / name))
-    formats: list[KVWriter] = [CSVOutputFormat(str(records / "progress.csv")), TensorBoardOutputFormat(str(events))]
+    formats: list[KVWriter] = [make_output_format("csv", str(records)), make_output_format("tensorboard", str(events))]
     if verbose >= 1:
         # keys such as eval_fixed/actuator_strength_0.512 differ in their ends
         formats.insert(0, HumanOutputFormat(sys.stdout, max_length=48))

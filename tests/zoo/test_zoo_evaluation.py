@@ -17,7 +17,7 @@ from sb3_plasticity import NonStationary, make_nonstationary_vec_env
 from sb3_plasticity.zoo.evaluation import Evaluation, episodes_for, fixed_tasks
 from sb3_plasticity.zoo.experiment import Experiment
 from sb3_plasticity.zoo.overview import OverviewCallback, flatten
-from sb3_plasticity.zoo.search import Sized, sample
+from sb3_plasticity.zoo.search import SAMPLERS, Sized
 from sb3_plasticity.zoo.spec import RunSpec
 
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
@@ -186,8 +186,8 @@ def test_a_trials_rollouts_fit_its_steps(algo: str) -> None:
     study, long = (optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)) for seed in (0, 1))
     wide = set()
     for _ in range(60):
-        sampled = sample(algo, Sized(study.ask(), 6_000 // (8 * 8)), 8, 8, {})
+        sampled = SAMPLERS[algo](Sized(study.ask(), 6_000 // (8 * 8)), 8, 8, {})
         assert sampled["n_steps"] <= 93 and sampled.get("batch_size", 0) <= 93
-        wide.add(sample(algo, Sized(long.ask(), 100_000), 8, 8, {})["n_steps"])
+        wide.add(SAMPLERS[algo](Sized(long.ask(), 100_000), 8, 8, {})["n_steps"])
         assert ("er_coef" in sampled) == (algo == "ppo_l2er")
     assert max(wide) >= 2048
