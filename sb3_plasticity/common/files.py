@@ -1,8 +1,9 @@
-"""Writing files so that a kill or a full disk cannot spoil them."""
+"""Writing files so that a kill, a full disk or another process cannot spoil them."""
 
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,3 +31,26 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield a path, and then without end the names that it may have instead: ``<name>-2``, ``<name>-3``, ..."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def make_new(names: Iterable[Path]) -> Path:
+    """
+    Make a folder that no other process has made, not even one that does so at the same moment.
+
+    :param names: without an end
+    :return: the first of them that was free
+    """
+    for path in names:
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+    return path

@@ -38,12 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """
-    Run a command.
-
-    :param options: of the command line
-    :return: exit status: 0, or 1 if a run crashed
-    """
+    """Run ``study run`` or ``study report``; the exit status is 1 if a run crashed."""
     return {"run": _run, "report": _report}[options.study_command](options)
 
 

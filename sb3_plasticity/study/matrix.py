@@ -138,10 +138,6 @@ def _import(name: str, where: str) -> Any:
         raise UsageError(f"{where}: {type(error).__name__}: {error}") from error
 
 
-def _env_kwargs(study: Study, run: PlannedRun) -> dict[str, Any]:
-    return {**study.env_kwargs, **((study.control or {}) if run.control else {})}
-
-
 def _period(study: Study, run: PlannedRun) -> int:
     """Make the environment and ask for its tasks; without tasks a run is a single one."""
     try:
@@ -155,7 +151,7 @@ def _period(study: Study, run: PlannedRun) -> int:
 
 def _seeded(study: Study, run: PlannedRun) -> dict[str, Any]:
     """Keywords of a run's environment: a schedule that is drawn gets the run's seed, unless it has one."""
-    kwargs = _env_kwargs(study, run)
+    kwargs = {**study.env_kwargs, **((study.control or {}) if run.control else {})}
     schedule = kwargs.get("schedule")
     if isinstance(schedule, str):
         schedule = {"kind": schedule}

@@ -62,12 +62,7 @@ class StudyProgress:
             self.console.print(self.summary(list(states.values())), soft_wrap=True)
 
     def summary(self, states: Sequence[State]) -> str:
-        """
-        Say how far the study is.
-
-        :param states: of the runs
-        :return: such as ``10 runs: 2 running (37%, 52%), 8 pending; about 3:12:00 left``
-        """
+        """Say how far the runs are, such as ``10 runs: 2 running (37%, 52%), 8 pending; about 3 h 12 min left``."""
         counts = Counter(state.state for state in states)
         shares = [f"{100 * state.step // self.n_timesteps}%" for state in states if state.state == "running"]
         words = {"running": f" ({', '.join(shares)})"}

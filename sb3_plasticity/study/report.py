@@ -11,6 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sb3_plasticity.common.files import make_new
 from sb3_plasticity.study import figures
 from sb3_plasticity.study.diagnostics import fit_ranks, judge, start_measures, trainability
 from sb3_plasticity.study.results import Results, read_results
@@ -19,7 +20,6 @@ from sb3_plasticity.study.statistics import Estimate
 from sb3_plasticity.study.tasks import TASK, across_environments, summarize, summarize_tasks
 from sb3_plasticity.study.wording import templates
 from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.folder import make_new
 
 PAGE = "report.html"
 DPI = 130
@@ -61,7 +61,7 @@ def new_folder(runs: Path, out: Path | None) -> Path:
     if out is None:
         return make_new(runs / f"report{f'_{number}' * (number > 1)}" for number in itertools.count(1))
     if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out}: it is not empty: must be a folder that is, or that does not exist")
+        raise UsageError(f"{out}: it is not empty: must be an empty folder, or one that does not exist")
     out.mkdir(parents=True, exist_ok=True)
     return out
 

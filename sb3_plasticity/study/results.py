@@ -102,7 +102,7 @@ def read_results(path: Path, baseline: str | None = None) -> Results:
             problems.append(_why_left_out(run, row))
     problems += [f"Not begun: {'; '.join(idle)}."] if idle else []
     if not parts:
-        raise UsageError(f"{path}: none of its {len(rows)} runs is finished, a report needs one: {problems[0]}")
+        raise UsageError(f"{path}: none of its {len(rows)} runs is finished, and a report needs one: {problems[0]}")
     runs = pd.DataFrame(rows)
     used = runs[runs.used]
     timelines = {env_id: _timeline(of) for env_id, of in dict(zip(used.env_id, used.description, strict=True)).items()}
@@ -168,12 +168,7 @@ def _find_runs(path: Path) -> list[tuple[PlannedRun, RunFolder]]:
 
 
 def title(run: PlannedRun) -> str:
-    """
-    Name a run in a sentence.
-
-    :param run: of the study
-    :return: such as ``PPO, seed 0, on SlipperyAnt-v0``
-    """
+    """Name a run in a sentence, such as ``PPO, seed 0, on SlipperyAnt-v0``."""
     return f"{run.method}, seed {run.seed}, on {run.label}"
 
 

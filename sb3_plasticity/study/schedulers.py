@@ -50,12 +50,7 @@ class Scheduler(Protocol):
     slots: int | None
 
     def start(self, runs: Sequence[RunFolder]) -> Sequence[Job]:
-        """
-        Begin to train.
-
-        :param runs: folders of the runs
-        :return: a job for each
-        """
+        """Begin to train the runs of these folders, with a job for each."""
 
 
 def train_all(runs: Sequence[RunFolder], scheduler: Scheduler, retries: int, look: Callable[[], None]) -> None:
@@ -126,12 +121,7 @@ class LocalScheduler:
         self.threads = resources.num_cpus
 
     def start(self, runs: Sequence[RunFolder]) -> Sequence[Job]:
-        """
-        Begin to train.
-
-        :param runs: folders of the runs; their ``log.txt`` get the output
-        :return: the processes
-        """
+        """Start a process for each run; its output goes to the run's ``log.txt``."""
         return [_Process(run, self.threads) for run in runs]
 
 
@@ -201,12 +191,7 @@ class RayScheduler:
         self._remote = ray.remote(**options)(_train_here)
 
     def start(self, runs: Sequence[RunFolder]) -> Sequence[Job]:
-        """
-        Begin to train.
-
-        :param runs: folders of the runs
-        :return: the tasks
-        """
+        """Start a Ray task for each run."""
         return [_RayTask(self._remote.remote(str(run.path.absolute()), os.getcwd())) for run in runs]
 
 
@@ -278,12 +263,7 @@ class SlurmScheduler:
             raise UsageError(f"--slurm: {error}") from error
 
     def start(self, runs: Sequence[RunFolder]) -> Sequence[Job]:
-        """
-        Submit a job array.
-
-        :param runs: folders of the runs
-        :return: its jobs
-        """
+        """Submit a job array of the runs."""
         tasks = [_SlurmTask(str(run.path.absolute()), os.getcwd()) for run in runs]
         return [_SlurmJob(job) for job in self._executor.submit_array(tasks)]
 

@@ -216,12 +216,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
 
 
 def folder_name(name: str) -> str:
-    """
-    Turn a name into a folder's.
-
-    :param name: such as ``"PPO + L2"``
-    :return: such as ``"PPO_L2"``; empty if the name has neither letters nor digits
-    """
+    """Turn a name such as ``PPO + L2`` into a folder's, ``PPO_L2``; empty without letters and digits."""
     return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", name)).strip("_.")
 
 
@@ -264,12 +259,7 @@ def parse_study(content: object, where: str) -> Study:
 
 
 def sentence(error: ValidationError) -> str:
-    """
-    Word pydantic's first complaint as the house does: "`x` must be ..., got ...".
-
-    :param error: of the study file
-    :return: one line
-    """
+    """Word pydantic's first complaint about a study file as the house does: "`x` must be ..., got ..."."""
     first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     place = [str(part) for part in first["loc"]]
     name, given = ".".join(place), repr(first["input"])

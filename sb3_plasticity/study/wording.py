@@ -9,33 +9,18 @@ from sb3_plasticity.study.statistics import Estimate, coverage
 
 
 def number(value: float) -> str:
-    """
-    Write a return, such as ``1,234``; small ones with digits.
-
-    :param value: a finite number
-    :return: its text
-    """
+    """Write a return, such as ``1,234``; small ones with digits."""
     digits = 0 if abs(value) >= 10 or value == 0 else 1 if abs(value) >= 1 else 2
     return f"{value:,.{digits}f}"
 
 
 def signed(value: float) -> str:
-    """
-    Write a difference, such as ``+1,234``.
-
-    :param value: a finite number
-    :return: its text
-    """
+    """Write a difference, such as ``+1,234``."""
     return f"{'+' * (value >= 0)}{number(value)}"
 
 
 def duration(seconds: float) -> str:
-    """
-    Write a time, such as ``59 s``, ``12 min`` or ``2 h 05 min``.
-
-    :param seconds: of it
-    :return: its text
-    """
+    """Write a number of seconds, such as ``59 s``, ``12 min`` or ``2 h 05 min``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

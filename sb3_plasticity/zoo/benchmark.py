@@ -35,13 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """
-    Evaluate agents; those that have been evaluated are not again.
-
-    :param options: of the command line
-    :return: exit status
-    :raises UsageError: if there is nothing to evaluate
-    """
+    """Evaluate the agents that have not been evaluated yet, and write a table of all of them."""
     here = Path(options.log_dir)
     found = dict(get_trained_models(str(here))) if here.is_dir() else {}
     if not options.no_hub:

@@ -9,10 +9,11 @@ import numpy as np
 from rl_zoo3.utils import ModelName
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from sb3_plasticity.common.files import make_new, numbered
 from sb3_plasticity.envs import has_clock
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.evaluation import fixed_tasks
-from sb3_plasticity.zoo.folder import file_name, make_new, numbered
+from sb3_plasticity.zoo.folder import file_name
 from sb3_plasticity.zoo.hub import CLIP, read_repository, write_repository
 from sb3_plasticity.zoo.options import whole
 from sb3_plasticity.zoo.record_video import film
@@ -29,13 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """
-    Write an agent's folder for the Hub, or turn one into a run; nothing is uploaded or downloaded.
-
-    :param options: of the command line
-    :return: exit status
-    :raises UsageError: for an agent that is not there, or a folder that is
-    """
+    """Write an agent's folder for the Hub, or turn one into a run; nothing is uploaded or downloaded."""
     if options.load:
         if options.run is None:
             raise UsageError("--load: RUN must be a folder from the Hub")

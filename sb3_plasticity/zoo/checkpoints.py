@@ -69,12 +69,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def steps_in(path: Path) -> int | None:
-    """
-    Say how many steps a saved model was trained for.
-
-    :param path: of the zip file
-    :return: the number; None if the file is damaged
-    """
+    """Say how many environment steps a saved model was trained for; None if its file is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             return int(json.loads(archive.read("data"))["num_timesteps"])

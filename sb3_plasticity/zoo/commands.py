@@ -45,12 +45,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises its errors, with the nearest option or choice that exists."""
 
     def error(self, message: str) -> NoReturn:
-        """
-        Refuse the command line.
-
-        :param message: what is wrong
-        :raises UsageError: always
-        """
+        """Raise a ``UsageError`` that says what is wrong, with the nearest option or choice."""
         hint = ""
         if match := re.search(r"argument ([^:]+): invalid choice: '?([^' ]+)'?", message):
             accepted = {"/".join(a.option_strings) or a.metavar or a.dest: a.choices for a in self._actions}

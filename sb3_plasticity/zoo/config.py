@@ -36,12 +36,7 @@ PLAIN = {bool, int, float, str, types.NoneType}
 
 
 def packaged_config(algo: str) -> Path | None:
-    """
-    Find our hyper-parameters of an algorithm.
-
-    :param algo: rl_zoo3's name of it
-    :return: the file, or None where only rl_zoo3 has one
-    """
+    """Find our file of an algorithm's hyper-parameters; None where only rl_zoo3 has one."""
     path = Path(str(files("sb3_plasticity.zoo_configs") / f"{algo}.yml"))
     return path if path.is_file() else None
 

@@ -16,12 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """
-    Run an agent, and print the returns of its episodes.
-
-    :param options: of the command line
-    :return: exit status
-    """
+    """Run an agent, and print the returns of its episodes."""
     verbose = options.verbose > 0
     if not options.no_render and not has_display():
         print("No display: nothing is drawn (record_video makes a film)")

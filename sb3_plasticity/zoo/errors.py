@@ -1,4 +1,4 @@
-"""Errors that a command ends with in one line."""
+"""Errors that end a command with a single line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ class UsageError(Exception):
 
 
 class SetupError(UsageError):
-    """A mistake in hyper-parameters that shows when environments, agent or the first update are made of them."""
+    """A mistake in hyper-parameters that shows when environments, the agent or the first update are made of them."""
 
 
 class RunError(Exception):

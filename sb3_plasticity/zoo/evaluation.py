@@ -75,13 +75,7 @@ def _first_tasks(schedule: Schedule) -> list[Task]:
 
 
 def episodes_for(n_tasks: int, n_episodes: int) -> int:
-    """
-    Give every task the same number of episodes.
-
-    :param n_tasks: tasks
-    :param n_episodes: asked for in all
-    :return: at least as many, and a multiple of the tasks
-    """
+    """Round a number of episodes up so that each task gets equally many."""
     return math.ceil(n_episodes / n_tasks) * n_tasks
 
 

@@ -245,7 +245,7 @@ class Experiment(ExperimentManager):
 
     def train(self, model: BaseAlgorithm, callbacks: list[BaseCallback], progress: bool = False) -> None:
         """
-        Train to the run's number of steps in all.
+        Train to the run's total number of steps.
 
         :param model: as made
         :param callbacks: in their order; all of them see the end of training, whatever ends it

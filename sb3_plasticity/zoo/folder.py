@@ -21,7 +21,6 @@ timeline.
 
 import contextlib
 import io
-import itertools
 import json
 import math
 import os
@@ -81,12 +80,7 @@ class Attempt:
     stop: float
 
     def part(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """
-        Keep what is part of the run's timeline.
-
-        :param frame: with a column ``step``
-        :return: its rows after ``start`` and up to ``stop``
-        """
+        """Keep the rows of a table, by its column ``step``, that are part of the run's timeline."""
         return frame[(frame.step > self.start) & (frame.step <= self.stop)]
 
 
@@ -103,11 +97,7 @@ class RunFolder:
     # -- what and how far ----------------------------------------------------------------------------------------------
 
     def write_description(self, description: Mapping[str, Any]) -> None:
-        """
-        Say what the run is.
-
-        :param description: see :meth:`sb3_plasticity.zoo.spec.RunSpec.begin`
-        """
+        """Say what the run is: see :meth:`sb3_plasticity.zoo.spec.RunSpec.begin`."""
         write_description(self.path / file_name(description["env_id"]), description)
 
     def description(self) -> dict[str, Any]:
@@ -124,11 +114,7 @@ class RunFolder:
         return (self.path / STATE).is_file()
 
     def write_state(self, state: State) -> None:
-        """
-        Say how far the run is.
-
-        :param state: of the run
-        """
+        """Say how far the run is."""
         with replacing(self.path / STATE) as temporary:
             temporary.write_text(json.dumps(asdict(state), indent=1) + os.linesep, encoding="utf-8")
 
@@ -167,12 +153,7 @@ class RunFolder:
         return self.path / "log.txt"
 
     def checkpoint(self, step: int) -> Path:
-        """
-        Say where the checkpoint of a step is.
-
-        :param step: number of environment steps
-        :return: the zip file
-        """
+        """Say where the checkpoint of a number of environment steps is."""
         return self.path / f"rl_model_{step}_steps.zip"
 
     def checkpoints(self) -> list[Path]:
@@ -284,36 +265,8 @@ def file_name(env_id: str) -> str:
     return env_id.rpartition(":")[2].replace("/", "-")
 
 
-def numbered(path: Path) -> Iterator[Path]:
-    """Name a file or folder, and on and on what it may be called instead: ``<name>-2``, ``<name>-3``, ..."""
-    yield path
-    for number in itertools.count(2):
-        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def make_new(names: Iterable[Path]) -> Path:
-    """
-    Make a folder that no other process has made, not even one that does so at the same moment.
-
-    :param names: without an end
-    :return: the first of them that was free
-    """
-    for path in names:
-        try:
-            path.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-    return path
-
-
 def step_of(model_path: Path) -> int | None:
-    """
-    Say at which step a checkpoint was taken.
-
-    :param model_path: ``rl_model_N_steps.zip``, or another model
-    :return: N; None for a model that is no checkpoint
-    """
+    """Say at which step ``rl_model_<step>_steps.zip`` was saved; None for a model that is no checkpoint."""
     match = CHECKPOINT.fullmatch(model_path.stem)
     return int(match[2]) if match else None
 
@@ -323,7 +276,8 @@ def read_table(path: Path) -> pd.DataFrame:
     Read a CSV file of numbers, whatever a kill or a bad disk has made of it.
 
     :param path: of the file
-    :return: its rows; what is no number is NaN, and what is no row is left out, with one warning that names the file
+    :return: its rows; cells that are not numbers are NaN and lines that are not rows are left out, with one
+        warning that names the file
     """
     if not path.is_file():
         return pd.DataFrame()

@@ -25,10 +25,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rl_zoo3.utils import ModelName
 
+from sb3_plasticity.common.files import make_new
 from sb3_plasticity.zoo import checkpoints
 from sb3_plasticity.zoo.description import ARGS, CONFIG, read_zoo_file, write_description
 from sb3_plasticity.zoo.errors import UsageError, mistakes_in
-from sb3_plasticity.zoo.folder import RunFolder, State, file_name, make_new
+from sb3_plasticity.zoo.folder import RunFolder, State, file_name
 from sb3_plasticity.zoo.trained_agent import TrainedAgent
 
 METRICS = "train_eval_metrics.zip"

@@ -87,12 +87,7 @@ class OverviewCallback(BaseCallback):
 
 
 def flatten(mapping: Mapping[str, Any]) -> dict[str, bool | float | int | str]:
-    """
-    Make hyper-parameters fit for TensorBoard: one level, numbers and text.
-
-    :param mapping: may be nested
-    :return: ``{"policy_kwargs.log_std_init": -1.0, ...}``
-    """
+    """Make hyper-parameters fit for TensorBoard: ``{"policy_kwargs.log_std_init": -1.0}``, numbers and text."""
     (flat,) = pd.json_normalize(dict(mapping)).to_dict("records")
     return {
         str(key): value if isinstance(value, bool | float | int | str) else str(value) for key, value in flat.items()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
+from sb3_plasticity.common.files import numbered
 from sb3_plasticity.envs.rendering import has_display
 from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.folder import RunFolder, numbered, read_table
+from sb3_plasticity.zoo.folder import RunFolder, read_table
 from sb3_plasticity.zoo.options import whole
 
 OF_RL_ZOO = {
@@ -44,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """
-    Draw.
-
-    :param options: of the command line
-    :return: exit status
-    :raises UsageError: if there is nothing to draw
-    """
+    """Draw: the returns of training ourselves, all else by rl-zoo in a process of its own."""
     if options.plot == "plot_train":
         return _plot_train(options)
     display = {} if has_display() else {"MPLBACKEND": "Agg"}

@@ -16,12 +16,7 @@ class LecunPolicy(ActorCriticPolicy):
 
     @staticmethod
     def init_weights(module: nn.Module, gain: float = 1) -> None:
-        """
-        Initialize a layer.
-
-        :param module: any module; only linear layers are changed
-        :param gain: ignored: every layer keeps the variance of its input
-        """
+        """Initialize a linear layer; whatever the gain, it keeps the variance of its input."""
         if isinstance(module, nn.Linear):
             bound = math.sqrt(3 / module.in_features)
             nn.init.uniform_(module.weight, -bound, bound)

@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.progress import track
 from stable_baselines3.common.vec_env import VecVideoRecorder
 
+from sb3_plasticity.common.files import numbered
 from sb3_plasticity.zoo.checkpoints import steps_in
 from sb3_plasticity.zoo.errors import mistakes_in
-from sb3_plasticity.zoo.folder import numbered
 from sb3_plasticity.zoo.trained_agent import TrainedAgent, add_agent_options, load_agent
 
 
@@ -19,13 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """
-    Film an agent; the film's name says which one, at which step, in which task.
-
-    :param options: of the command line
-    :return: exit status
-    :raises UsageError: if nothing can be drawn or filmed
-    """
+    """Film an agent; the film's name says which one, at which step, in which task."""
     agent = load_agent(options, render_mode="rgb_array")
     if agent.task:
         print(agent.task)

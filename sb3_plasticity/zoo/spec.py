@@ -22,7 +22,7 @@ class RunSpec:
     :param algo: rl-zoo's name of the algorithm
     :param env_id: of the environment
     :param seed: of the environments and the agent
-    :param n_timesteps: environment steps in all
+    :param n_timesteps: total number of environment steps
     :param hyperparams: the entry in rl-zoo's form, complete: ``policy``, ``n_envs``, ``env_kwargs``, ``callback``, ...
     :param save_freq: least number of steps from one checkpoint to the next; no checkpoints if negative
     :param eval_freq: steps from one evaluation to the next; no evaluations if negative

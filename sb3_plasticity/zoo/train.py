@@ -16,18 +16,19 @@ import yaml
 from rl_zoo3 import get_latest_run_id
 from rl_zoo3.utils import EnvironmentName
 
+from sb3_plasticity.common.files import make_new
 from sb3_plasticity.zoo import checkpoints, config
 from sb3_plasticity.zoo.algorithms import ALGOS
 from sb3_plasticity.zoo.errors import SetupError, UsageError, mistakes_in
 from sb3_plasticity.zoo.experiment import VEC_ENVS
-from sb3_plasticity.zoo.folder import RunFolder, file_name, make_new
+from sb3_plasticity.zoo.folder import RunFolder, file_name
 from sb3_plasticity.zoo.options import StoreValues, check_known, whole
 from sb3_plasticity.zoo.search import Search, add_search_options, read_trial
 from sb3_plasticity.zoo.spec import FIXED, RunSpec
 from sb3_plasticity.zoo.trained_agent import spec_of
 from sb3_plasticity.zoo.training import train
 
-# What only a new run may be given: attributes, and how they are written.
+# What only a new run may be given: the attributes, and the options that set them.
 OF_A_NEW_RUN = {"algo": "--algo", "env": "--env", "seed": "--seed", "preset": "--preset", "conf_file": "--conf-file"}
 OF_A_NEW_RUN |= {"hyperparams": "-params", "env_kwargs": "--env-kwargs", "eval_env_kwargs": "--eval-env-kwargs"}
 OF_A_NEW_RUN |= {"run_folder": "--run-folder"}
@@ -93,13 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """
-    Train, go on or search.
-
-    :param options: of the command line
-    :return: exit status
-    :raises UsageError: for what cannot be meant
-    """
+    """Train, resume or search."""
     given = vars(options)
     verbose, progress = given.get("verbose", 1), given.get("progress", False)
     if given.get("trained_agent") and (folder := RunFolder(given["trained_agent"])).begun:
@@ -149,7 +144,7 @@ def _go_on(folder: RunFolder, given: Mapping[str, Any], verbose: int, progress: 
     train(folder, verbose=verbose, progress=progress)
     print(f"Saved to {folder.model}")
     if verbose and not changes and folder.state().step >= spec.n_timesteps:
-        print("For more steps: -n, the number in all")
+        print("For more steps, give their total number with -n")
     return 0
 
 
@@ -183,7 +178,7 @@ def make_spec(given: Mapping[str, Any]) -> tuple[RunSpec, str]:
     if n_timesteps == -1:
         n_timesteps = before.get("n_timesteps") or int(float(of_entry))
     if source and (done := checkpoints.steps_in(source) or 0) >= n_timesteps:
-        raise UsageError(f"{source}: it has {done} of {n_timesteps} steps; -n takes the number of steps in all")
+        raise UsageError(f"{source}: it has {done} of {n_timesteps} steps already; -n takes the total number of steps")
     seed = given.get("seed", before.get("seed", -1))
     own = {**before, **{item.name: given[item.name] for item in fields(RunSpec) if item.name in given}, "tags": {}}
     own |= {"algo": algo, "env_id": env_id, "gym_packages": packages, "n_timesteps": n_timesteps, "hyperparams": entry}

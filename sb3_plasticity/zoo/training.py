@@ -11,12 +11,12 @@ import torch as th
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, make_output_format
 from stable_baselines3.common.utils import set_random_seed
 
-from sb3_plasticity.common.files import replacing
+from sb3_plasticity.common.files import make_new, numbered, replacing
 from sb3_plasticity.zoo import checkpoints
 from sb3_plasticity.zoo.config import check_entry
 from sb3_plasticity.zoo.errors import RunError, SetupError, UsageError
 from sb3_plasticity.zoo.experiment import Experiment
-from sb3_plasticity.zoo.folder import RunFolder, State, make_new, numbered, step_of
+from sb3_plasticity.zoo.folder import RunFolder, State, step_of
 from sb3_plasticity.zoo.options import check_known
 from sb3_plasticity.zoo.records import EpisodeLog, Keeper
 from sb3_plasticity.zoo.spec import RunSpec, note_resumed

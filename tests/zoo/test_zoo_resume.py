@@ -17,9 +17,8 @@ from conftest import TINY_L2ER
 from stable_baselines3 import PPO
 
 from sb3_plasticity import PPO_L2ER
-from sb3_plasticity.common.files import replacing
+from sb3_plasticity.common.files import make_new, numbered, replacing
 from sb3_plasticity.zoo.experiment import seed_at
-from sb3_plasticity.zoo.folder import make_new, numbered
 from sb3_plasticity.zoo.train import make_folder, make_spec
 
 RUN = Path("logs/ppo_l2er/SlipperyAnt-v0_1")
