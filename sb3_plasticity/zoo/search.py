@@ -28,11 +28,11 @@ STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSErr
 # Rollouts that fit into a trial, and evaluations that it is pruned by, at least.
 ROLLOUTS, EVALUATIONS = 8, 4
 # Options that rl_zoo3's manager takes as they are.
-OF_RL_ZOO = ("n_trials", "max_total_trials", "n_jobs", "sampler", "pruner", "n_startup_trials", "storage", "study_name")
-OF_RL_ZOO += ("optimization_log_path", "no_optim_plots")
+OF_RL_ZOO = {"n_trials", "max_total_trials", "n_jobs", "sampler", "pruner", "n_startup_trials", "storage", "study_name"}
+OF_RL_ZOO |= {"optimization_log_path", "no_optim_plots"}
 
 
-def sample_ppo_l2er(trial: optuna.Trial, *others: Any) -> dict[str, Any]:
+def sample_ppo_l2er(trial: Any, *others: Any) -> dict[str, Any]:
     """
     Sample PPO's hyper-parameters as rl_zoo3 does, and the strengths of the two penalties.
 

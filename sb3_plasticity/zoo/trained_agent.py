@@ -137,9 +137,17 @@ def model_path(options: argparse.Namespace) -> Path:
     :return: the zip file
     :raises UsageError: if it is not there, with what is
     """
-    if options.run is not None and Path(options.run).suffix == ".zip":
-        return Path(options.run)
-    folder = RunFolder(_run_folder(options))
+    name = file_name(options.env)
+    if options.run is not None:
+        folder = RunFolder(options.run)
+        if folder.path.suffix == ".zip":
+            return folder.path
+    else:
+        base = Path(options.folder) / options.algo
+        number = options.exp_id or get_latest_run_id(str(base), EnvironmentName(name))
+        if number == 0:
+            raise UsageError(f"{base}: there is no run of {options.env}")
+        folder = RunFolder(base / f"{name}_{number}" if number > 0 else base)
     if not folder.path.is_dir():
         raise UsageError(f"{folder.path}: there is no such folder")
     if options.load_best:
@@ -149,23 +157,12 @@ def model_path(options: argparse.Namespace) -> Path:
     elif options.load_last_checkpoint:
         path = folder.last_checkpoint() or folder.checkpoint(0)
     else:
-        path = folder.model if options.run is not None else folder.path / f"{file_name(options.env)}.zip"
+        path = folder.model if options.run is not None else folder.path / f"{name}.zip"
     if not path.is_file():
         steps = ", ".join(str(step_of(one)) for one in reversed(folder.checkpoints()))
         there = f"; there are checkpoints, for --load-checkpoint, of steps {steps}" if steps else ""
         raise UsageError(f"{path}: there is no such model{there}")
     return path
-
-
-def _run_folder(options: argparse.Namespace) -> Path:
-    if options.run is not None:
-        return Path(options.run)
-    base: Path = Path(options.folder) / options.algo
-    name = file_name(options.env)
-    number = int(options.exp_id or get_latest_run_id(str(base), EnvironmentName(name)))
-    if number == 0:
-        raise UsageError(f"{base}: there is no run of {options.env}")
-    return base / f"{name}_{number}" if options.exp_id >= 0 else base
 
 
 def spec_of(path: Path, options: argparse.Namespace) -> RunSpec:
