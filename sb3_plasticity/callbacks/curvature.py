@@ -1,4 +1,4 @@
-"""CurvatureCallback: when to measure curvature, what to log, what to keep."""
+"""CurvatureCallback: when to measure curvature, on which transitions, and what to keep."""
 
 import dataclasses
 import time
@@ -11,19 +11,17 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Figure
-from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree
-from torch.utils.tensorboard import SummaryWriter
 
 from sb3_plasticity.agents import networks_of, objectives_of, source_of
 from sb3_plasticity.agents.problems import CurvatureProblem, curvature_problem
 from sb3_plasticity.agents.samples import SampleSource
 from sb3_plasticity.callbacks.progress import Measurement, Progress, records_after
-from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, Layout, add_charts, summary_writer
-from sb3_plasticity.callbacks.trackers import further_formats, log_eigenvalues
+from sb3_plasticity.callbacks.spectrum_log import log_spectrum, spectrum_charts
+from sb3_plasticity.callbacks.tasks import tasks_of
+from sb3_plasticity.callbacks.tensorboard import add_charts, summary_writer
 from sb3_plasticity.common.checks import check_count, check_names, check_number, must_be, suggests_names
 from sb3_plasticity.common.functional import evaluation_mode
 from sb3_plasticity.common.rank import check_epsilon
@@ -32,12 +30,9 @@ from sb3_plasticity.curvature.ggn import ggn_spectrum
 from sb3_plasticity.curvature.hessian import hessian_spectrum
 from sb3_plasticity.curvature.jacobian import ProblemTooLargeError
 from sb3_plasticity.curvature.kfac import kfac_spectrum
-from sb3_plasticity.curvature.plots import spectrum_figure
-from sb3_plasticity.curvature.spectrum import Spectrum, loggable
+from sb3_plasticity.curvature.spectrum import Spectrum
 
 KINDS = ("ggn", "hessian", "kfac", "entk")
-# Of an environment that reports no task. One object, because NaN differs from NaN but is itself.
-NO_TASK = (0, float("nan"))
 # What an arithmetic that overflows ends in.
 OVERFLOWS = (FloatingPointError, LinAlgError)
 
@@ -158,7 +153,7 @@ class CurvatureCallback(BaseCallback):
             raise must_be("n_samples", f"at most the {self._source.capacity:.0f} of the replay buffer", self.n_samples)
         self._adopt_progress(self._source)
         if (writer := summary_writer(self.logger)) is not None:
-            add_charts(writer, self._layout())
+            add_charts(writer, spectrum_charts(self._names, self.kinds, self.epsilon))
 
     def _on_rollout_start(self) -> None:
         self._step_tasks.clear()
@@ -386,26 +381,7 @@ class CurvatureCallback(BaseCallback):
         for old in superseded:
             if old != path:
                 old.unlink(missing_ok=True)
-        measures = loggable(spectrum.measures(self.epsilon))
-        if "rank_ceiling" in info:
-            measures["rank_ceiling"] = info["rank_ceiling"]
-        section = {"start": "curvature", "end": "curvature_end", "periodic": "curvature"}[info["phase"]]
-        prefix = f"{section}/{info['network']}/{info['kind']}"
-        writer = summary_writer(self.logger)
-        for name, value in measures.items():
-            # For the CSV and JSON logs; the terminal's table truncates names this long.
-            self.logger.record(f"{prefix}/{name}", float(value), exclude=("stdout", "log", "tensorboard"))
-            if writer is not None:
-                writer.add_scalar(f"{prefix}/{name}", float(value), info["step"])
-        if writer is not None:
-            add_spectrum_histogram(writer, f"{prefix}/log10_abs_eigenvalue", spectrum, info["step"])
-            writer.add_figure(f"{prefix}/density", spectrum_figure(spectrum, self.epsilon), info["step"])
-        for output in further_formats(self.logger):
-            pictures = {
-                f"{prefix}/log10_abs_eigenvalue": log_eigenvalues(spectrum),
-                f"{prefix}/density": Figure(spectrum_figure(spectrum, self.epsilon), close=True),
-            }
-            output.write(pictures, dict.fromkeys(pictures, ()), info["step"])
+        measures = log_spectrum(self.logger, spectrum, self.epsilon)
         if self.verbose >= 1:
             shown = ", ".join(f"{name} {value:.3g}" for name, value in measures.items())
             print(f"Curvature at {info['step']} ({info['phase']}), {info['network']} {info['kind']}: {shown} -> {path}")
@@ -423,79 +399,8 @@ class CurvatureCallback(BaseCallback):
             path = self._folder / f"{stem}_{number}.npz"
         return path
 
-    def _layout(self) -> Layout:
-        """
-        Return TensorBoard's custom scalars: each network's epsilon-ranks by kind, no more than can be read in a chart.
-
-        The overview has all networks at the middle one of the thresholds, a chart for each kind.
-        """
-        ranks = [f"epsilon_rank_{eps:g}" for eps in self.epsilon]
-        middle = len(ranks) // 2
-        overview, charts = {}, {}
-        for kind in self.kinds:
-            # A Hessian's rank that is not resolved is logged as the two ends of its interval.
-            room = SERIES // 3 if kind == "hessian" else SERIES
-            first = "|".join(self._names[:room])
-            title = f"epsilon-rank at {self.epsilon[middle]:g} of the curvature"
-            title += f" ({kind})" if len(self.kinds) > 1 else ""
-            overview[title] = ["Multiline", [f"curvature/({first})/{kind}/{ranks[middle]}(_low|_high)?$"]]
-            at_once = room - (kind in ("ggn", "entk"))  # beside their ceiling
-            for network in self._names:
-                for start in range(0, len(ranks), at_once):
-                    part = f" ({start // at_once + 1})" if len(ranks) > at_once else ""
-                    shown = f"({'|'.join(ranks[start : start + at_once])})(_low|_high)?|rank_ceiling"
-                    tags = f"curvature/{network}/{kind}/({shown})$"
-                    charts[f"{network} {kind}: epsilon-rank{part}"] = ["Multiline", [tags]]
-        return {OVERVIEW: overview, "curvature": charts}
-
 
 def _place(info: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a spectrum is of: one that a resumed run takes again has the same."""
     when = info["step"] if info["phase"] == "periodic" else None
     return info["phase"], info["task_index"], info["network"], info["kind"], when
-
-
-def tasks_of(env: VecEnv, infos: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """
-    Tasks of the latest transitions.
-
-    :param env: of the training; a batch of simulations knows its tasks, its infos need not
-    :param infos: of the step
-    :return: (index, value) for each environment
-    """
-    batch: Any = env.unwrapped
-    if (indices := getattr(batch, "task_indices", None)) is not None:
-        return list(zip(indices.tolist(), batch.task_values.tolist(), strict=True))
-    return [
-        (info["task_index"], info.get("task_value", NO_TASK[1])) if "task_index" in info else NO_TASK for info in infos
-    ]
-
-
-def add_spectrum_histogram(writer: SummaryWriter, tag: str, spectrum: Spectrum, step: int) -> None:
-    """
-    Write log10 |eigenvalue| of a spectrum's non-zero eigenvalues as a TensorBoard histogram, each counted once.
-
-    :param writer: of the run
-    :param tag: name
-    :param spectrum: what of it is not above rounding is left out; nothing is written if that is all
-    :param step: of the measurement
-    """
-    nodes, shares = spectrum.shares()
-    nonzero = np.abs(nodes) > max(spectrum.rounding, 1e-12)
-    if not nonzero.any():
-        return
-    values, counts = np.log10(np.abs(nodes[nonzero])), shares[nonzero] * spectrum.dim
-    # The same in every step, four to a decade, unless an eigenvalue lies outside.
-    edges = np.arange(-12, max(6.0, np.ceil(values.max())) + 0.25, 0.25)
-    binned, _ = np.histogram(values, bins=edges, weights=counts)
-    writer.add_histogram_raw(
-        tag,
-        min=float(values.min()),
-        max=float(values.max()),
-        num=float(counts.sum()),
-        sum=float((counts * values).sum()),
-        sum_squares=float((counts * values**2).sum()),
-        bucket_limits=edges[1:].tolist(),
-        bucket_counts=binned.tolist(),
-        global_step=step,
-    )

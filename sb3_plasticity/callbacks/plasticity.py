@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 from sb3_plasticity.agents import networks_of, objectives_of, source_of
 from sb3_plasticity.agents.fresh import fresh_policy
 from sb3_plasticity.agents.samples import SampleSource
-from sb3_plasticity.callbacks.curvature import NO_TASK, tasks_of
 from sb3_plasticity.callbacks.measuring import AgentMeasures, Measures
 from sb3_plasticity.callbacks.metrics import DEFAULT_METRICS, Metric, dormant, find_metrics
+from sb3_plasticity.callbacks.tasks import NO_TASK, tasks_of
 from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, Layout, add_charts, summary_writer
 from sb3_plasticity.common.checks import check_count, check_names, must_be, suggests_names
 from sb3_plasticity.common.plasticity import DORMANT_TAU, check_tau

@@ -52,7 +52,7 @@ class TaskSyncCallback(BaseCallback):
             return
         self.schedule = self.training_env.get_attr("schedule", indices=0)[0]
         # the variables of learn() hold the root of the tree of callbacks
-        callbacks = _tree(self.locals.get("callback", self))
+        callbacks = callbacks_in(self.locals.get("callback", self))
         eval_envs = [callback.eval_env for callback in callbacks if isinstance(callback, EvalCallback)]
         self._eval_envs = [env for env in eval_envs if has_clock(env)]
         self._sync_training()
@@ -123,8 +123,13 @@ class TaskSyncCallback(BaseCallback):
                 env.env_method("set_task", frozen.index)
 
 
-def _tree(root: BaseCallback) -> Iterator[BaseCallback]:
-    """Walk through a callback and all callbacks that it holds, each once."""
+def callbacks_in(root: BaseCallback) -> Iterator[BaseCallback]:
+    """
+    Walk through a callback and all callbacks that it holds.
+
+    :param root: such as a ``CallbackList``
+    :yields: each once, ``root`` first
+    """
     seen: set[int] = set()
     waiting = [root]
     while waiting:

@@ -29,8 +29,6 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 
-from sb3_plasticity.curvature.spectrum import Spectrum
-
 # Those that take no pictures, and the one that callbacks write to by themselves.
 OWN_FORMATS = (HumanOutputFormat, CSVOutputFormat, JSONOutputFormat, TensorBoardOutputFormat)
 STEP = "time/total_timesteps"
@@ -119,19 +117,6 @@ def further_formats(logger: Logger) -> list[KVWriter]:
     :return: every format that is none of SB3's
     """
     return [output for output in logger.output_formats if not isinstance(output, OWN_FORMATS)]
-
-
-def log_eigenvalues(spectrum: Spectrum) -> np.ndarray:
-    """
-    List log10 |eigenvalue| of a spectrum's non-zero eigenvalues, as SB3 takes a histogram.
-
-    :param spectrum: nodes with weights, which stand for (rounded) numbers of eigenvalues
-    :return: shape (number of eigenvalues above rounding,)
-    """
-    nodes, shares = spectrum.shares()
-    nonzero = np.abs(nodes) > max(spectrum.rounding, 1e-12)
-    counts = np.round(shares[nonzero] * spectrum.dim).astype(int)
-    return np.repeat(np.log10(np.abs(nodes[nonzero])), counts)
 
 
 def sort_values(

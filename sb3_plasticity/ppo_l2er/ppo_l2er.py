@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_plasticity.agents.networks import networks_of
-from sb3_plasticity.callbacks.task_sync import TaskSyncCallback, _tree
+from sb3_plasticity.callbacks.task_sync import TaskSyncCallback, callbacks_in
 from sb3_plasticity.common.checks import check_choice, check_count, check_strength, must_be, nearest
 from sb3_plasticity.common.objective import ER_AGGREGATES, ErAggregate, PPOCoefficients
 from sb3_plasticity.common.rank import RANKS_OF, RankOf
@@ -496,7 +496,7 @@ class PPO_L2ER(PPO):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callbacks: list[Any] = callback if isinstance(callback, list) else [] if callback is None else [callback]
         callbacks = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
-        if not any(isinstance(c, TaskSyncCallback) for root in callbacks for c in _tree(root)):
+        if not any(isinstance(c, TaskSyncCallback) for root in callbacks for c in callbacks_in(root)):
             # First, so that evaluations of the same step already see the right task.
             callbacks = [TaskSyncCallback(), *callbacks]
         return super()._init_callback(callbacks, progress_bar)

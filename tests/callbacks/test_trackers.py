@@ -12,7 +12,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure, KVWriter, Logger
 
 from sb3_plasticity import CurvatureCallback, PlasticityCallback, Spectrum, load_spectra
-from sb3_plasticity.callbacks.trackers import MLflowOutputFormat, WandbOutputFormat, log_eigenvalues
+from sb3_plasticity.callbacks.spectrum_log import log_eigenvalues
+from sb3_plasticity.callbacks.trackers import MLflowOutputFormat, WandbOutputFormat
 
 
 def train(folder: Path, output: KVWriter) -> pd.DataFrame:
