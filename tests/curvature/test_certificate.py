@@ -109,7 +109,7 @@ CASES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("draws", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_coverage_on_diagonal_matrices(name: str, draws: int) -> None:
     # 200 start vectors of 25 steps; the slow test does so on networks.

@@ -73,17 +73,18 @@ def assert_same_steps(
     return episodes
 
 
-@pytest.mark.parametrize("switch", ["reset", "immediate"])
+# Episodes are cut off at 1,000 steps.
+@pytest.mark.parametrize(("switch", "steps"), [("reset", 1100), ("immediate", 250)])
 @pytest.mark.parametrize("env_id", ROBOTS)
-def test_bit_equal_over_1100_steps(env_id: str, switch: str) -> None:
+def test_bit_equal(env_id: str, switch: str, steps: int) -> None:
     dummy, batch = pair(env_id, n_envs=2, schedule=CYCLE, switch=switch)
     assert batch.observation_space == dummy.observation_space and batch.action_space == dummy.action_space
     assert_same_reset(dummy, batch)
-    episodes = assert_same_steps(dummy, batch, 1100)
+    episodes = assert_same_steps(dummy, batch, steps)
     if env_id in ("SlipperyHalfCheetah-v0", "SlipperySwimmer-v0"):  # these never fall
-        assert [info["TimeLimit.truncated"] for info in episodes] == [True] * 2
+        assert [info["TimeLimit.truncated"] for info in episodes] == [True] * (2 * (steps > 1000))
     else:
-        assert len(episodes) > 5
+        assert len(episodes) > steps // 200
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS)

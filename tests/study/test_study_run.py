@@ -164,7 +164,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     assert resumed["step"] == after.start and resumed["versions"] == folder.description()["versions"]
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_what_was_started(write: Callable[..., Any], tmp_path: Path, kind: signal.Signals) -> None:
     study = write(n_timesteps=100_000, methods={"PPO": {"algo": "ppo"}}, curvature=None, plasticity=None)
     folder = RunFolder(tmp_path / "runs" / "SlipperyAnt-v0" / "PPO" / "seed_3")

@@ -97,7 +97,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupt_ends_between_rollouts_and_says_how_to_go_on(kind: signal.Signals, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     spec(n_timesteps=10_000_000, save_freq=1_000_000).begin(folder)
