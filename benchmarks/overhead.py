@@ -134,7 +134,7 @@ def step_mode(rounds: int) -> dict[str, dict[str, float]]:
 
                 def step(model: PPO_L2ER = model, compiled: bool = compiled) -> None:
                     if compiled and model._compiled is not None:
-                        model._compiled.ascend(model._rollout, 1e-6)
+                        model._compiled.ascent.take(model._rollout, 1e-6)
                     else:
                         model._rank_ascent()
 

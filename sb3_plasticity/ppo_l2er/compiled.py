@@ -1,6 +1,5 @@
 """
-The minibatch update as one compiled functional step: loss, gradient, mitigations, clipping and Adam in a single
-program; and the authors' gradient step on the effective rank as another.
+The minibatch update as one compiled functional step: loss, gradient, mitigations, clipping and Adam in one program.
 
 What is compiled is the traced arithmetic of the very functions that the eager update calls, so there is one loss and
 one formula of each mitigation. The policy's parameters and the optimizer's state are updated in place: they stay the
@@ -9,8 +8,8 @@ truth, and eager and compiled updates can follow each other. Where something act
 optimizer itself takes the step.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,19 +21,18 @@ from torch.utils import _pytree as pytree
 
 from sb3_plasticity.common.actor_critic import evaluate_actions
 from sb3_plasticity.common.functional import functional_call
-from sb3_plasticity.common.injection import terms_of
-from sb3_plasticity.common.layers import BATCH_NORM_TYPES, DROPOUT_TYPES, record_features
+from sb3_plasticity.common.layers import record_features
 from sb3_plasticity.common.objective import PPOCoefficients, l2_penalty, ppo_terms
 from sb3_plasticity.common.rollout import Samples
 from sb3_plasticity.mitigations.attachment import Attachment
 from sb3_plasticity.mitigations.base import Mitigation
-from sb3_plasticity.mitigations.effective_rank import NONFINITE_GRADIENT, EffectiveRank
-from sb3_plasticity.ppo_l2er.inductor import CompilationError, Program, compile_program, no_compiler
+from sb3_plasticity.mitigations.effective_rank import EffectiveRank
+from sb3_plasticity.ppo_l2er.adam import AdamState, adam_options, adam_step, take_up_state, write_back_steps
+from sb3_plasticity.ppo_l2er.ascent import CompiledAscent
+from sb3_plasticity.ppo_l2er.compilable import is_watched
+from sb3_plasticity.ppo_l2er.inductor import CompilationError, Program, compile_program
 from sb3_plasticity.ppo_l2er.update import (
-    NONFINITE_FEATURES,
     _RowsRank,
-    policy_features,
-    rank_loss,
     ranked_layers,
 )
 
@@ -81,73 +79,6 @@ class Variant:
     steps: bool
 
 
-def why_not(policy: ActorCriticPolicy) -> str | None:
-    """
-    Say why a policy's update cannot be compiled.
-
-    :param policy: the actor-critic
-    :return: the reason, or None if nothing is known to stand in the way
-    """
-    optimizer = policy.optimizer
-    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW):
-        return f"its optimizer is {type(optimizer).__name__}, not Adam or AdamW"
-    if len(optimizer.param_groups) > 1:
-        return "its optimizer has several parameter groups"
-    group = optimizer.param_groups[0]
-    options = [name for name in ("amsgrad", "maximize", "capturable", "differentiable", "fused") if group.get(name)]
-    if options:
-        return f"its optimizer has {options[0]}=True"
-    if policy.device.type != "cpu":
-        return f"it is on {policy.device}: compiled updates were only tested on CPUs"
-    if terms_of(policy):
-        return "plasticity_injection has given it frozen heads"
-    for module in policy.modules():
-        if isinstance(module, (*BATCH_NORM_TYPES, *DROPOUT_TYPES)):
-            return f"it has a {type(module).__name__} layer, which acts differently in training"
-    return no_compiler()
-
-
-def why_not_with(policy: ActorCriticPolicy, mitigations: Sequence[Mitigation]) -> str | None:
-    """
-    Say what of the things attached to a policy now cannot enter a program.
-
-    :param policy: the actor-critic, the mitigations' own hooks not in place
-    :param mitigations: that act on it
-    :return: the reason, naming it, or None
-    """
-    for part in mitigations:
-        if not part.pure and not isinstance(part, _RowsRank):
-            return f"{part.name} depends on more than its arguments"
-    owners = (policy, _MODULE_HOOKS), (next(policy.parameters()), _TENSOR_HOOKS), (policy.optimizer, _STEP_HOOKS)
-    for owner, kinds in owners:
-        for kind in kinds:
-            if not hasattr(owner, kind):
-                return f"PyTorch {th.__version__} lacks what tells of hooks ({kind})"
-    for name, parameter in policy.named_parameters():
-        if any(getattr(parameter, kind) for kind in _TENSOR_HOOKS):
-            return f"there is a hook on the gradient of {name}"
-    for name, module in policy.named_modules():
-        if any(getattr(module, kind) for kind in _MODULE_HOOKS):
-            return f"there is a hook on {name or type(module).__name__}"
-    return None
-
-
-# PyTorch has no public way to ask for hooks. What it costs to look is not measurable; not to look would silence them.
-_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-_STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-
-
-def is_watched(optimizer: th.optim.Optimizer) -> bool:
-    """
-    Whether somebody wants to know when an optimizer steps.
-
-    :param optimizer: any
-    :return: True if it has hooks, or a ``step`` of its own as learning rate schedulers give it
-    """
-    return any(getattr(optimizer, kind) for kind in _STEP_HOOKS) or "step" in vars(optimizer)
-
-
 def minibatches_seen(part: Mitigation) -> int:
     """
     How many minibatches a mitigation has seen, as its hooks count them.
@@ -170,6 +101,7 @@ class CompiledUpdate:
     def __init__(self, policy: ActorCriticPolicy, rank: EffectiveRank) -> None:
         self.policy = policy
         self.rank = rank
+        self.ascent = CompiledAscent(policy, rank)
         self._programs: dict[Any, Program] = {}
 
     def begin(
@@ -212,22 +144,9 @@ class CompiledUpdate:
         self._alive = th.ones(())  # 0 once a minibatch was not applied
         values = [parameter.detach() for parameter in self._parameters]
         if self.steps:
-            values += self._take_up_moments()
+            self._adam = take_up_state(self.policy.optimizer, self._parameters)
+            values += [*self._adam.first, *self._adam.second, self._adam.step]
         self._state = [*values, self._alive]
-
-    def _take_up_moments(self) -> list[th.Tensor]:
-        state = self.policy.optimizer.state
-        for parameter in self._parameters:
-            if "step" not in state[parameter]:  # as Adam sets it up at its first step
-                state[parameter]["step"] = th.tensor(0.0)
-                state[parameter]["exp_avg"] = th.zeros_like(parameter)
-                state[parameter]["exp_avg_sq"] = th.zeros_like(parameter)
-        # Equal, unless the moments of some parameters have been forgotten, as resets do.
-        steps = [float(state[parameter]["step"]) for parameter in self._parameters]
-        self._step = th.tensor(sorted(set(steps)), dtype=th.float64)
-        self._step_of = tuple(self._step.tolist().index(step) for step in steps)
-        moments = [state[parameter][kind] for kind in ("exp_avg", "exp_avg_sq") for parameter in self._parameters]
-        return [*moments, self._step]
 
     def prepare(self, rollout: Samples, batch_size: int, variants: set[Variant], er_batch: Samples | None) -> None:
         """
@@ -288,7 +207,7 @@ class CompiledUpdate:
         if self.steps:
             with th.no_grad():
                 rows = [program(*shared, *inputs)[0] for program, inputs in jobs]
-            self._write_back_step()
+            write_back_steps(self.policy.optimizer, self._parameters, self._adam)
         else:
             rows = self._steps_between(shared, jobs)
         return th.stack(rows).numpy()
@@ -296,8 +215,9 @@ class CompiledUpdate:
     def _program(self, variant: Variant, structure: Any, has_er_batch: bool, inputs: list[th.Tensor]) -> Program:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in inputs)
         reported = None if self.l2_names is None else tuple(self.l2_names)
-        steps = self._step_of if self.steps else ()
-        key = (variant, tuple(self.parts), tuple(self._recorded), reported, self._adam_options(), steps, shapes)
+        steps = self._adam.step_of if self.steps else ()
+        options = adam_options(self.policy.optimizer)
+        key = (variant, tuple(self.parts), tuple(self._recorded), reported, options, steps, shapes)
         if key not in self._programs:
             count, state_count = len(self._parameters), len(self._state) + 1
             lengths = [len(constants) for constants in self._constants]
@@ -318,14 +238,10 @@ class CompiledUpdate:
         return self._programs[key]
 
     def _compile(self, function: Program, inputs: list[th.Tensor]) -> Program:
-        held = [attachment.suspended() for attachment in self.attachments]
-        for context in held:
-            context.__enter__()
-        try:
+        with ExitStack() as held:
+            for attachment in self.attachments:
+                held.enter_context(attachment.suspended())
             return compile_program(self.policy, function, inputs)
-        finally:
-            for context in reversed(held):
-                context.__exit__(None, None, None)
 
     def _steps_between(self, shared: list[th.Tensor], jobs: list[Any]) -> list[th.Tensor]:
         """Let the optimizer take the steps, with all that hangs on it."""
@@ -345,11 +261,6 @@ class CompiledUpdate:
             optimizer.step()
         return rows
 
-    def _write_back_step(self) -> None:
-        steps = self._step.tolist()
-        for parameter, place in zip(self._parameters, self._step_of, strict=True):
-            self.policy.optimizer.state[parameter]["step"].fill_(steps[place])
-
     def due(self, counts: Callable[[Mitigation], int]) -> tuple[int, ...]:
         """
         Say which mitigations act on a minibatch.
@@ -363,61 +274,6 @@ class CompiledUpdate:
             if penalises and self._strengths[index] != 0 and part.due(counts(part)):
                 acting.append(index)
         return tuple(acting)
-
-    def ascend(self, samples: Samples, step_size: float) -> float:
-        """
-        Take one plain gradient step on -(erank_policy + erank_value).
-
-        :param samples: transitions whose features are ranked
-        :param step_size: of the step
-        :return: the loss before the step
-        :raises FloatingPointError: when the gradient holds a NaN or infinity; the parameters are then unchanged
-        """
-        program = self.prepare_ascent(samples)
-        with th.no_grad():
-            loss, finite = program(*self._ascent_inputs(samples, step_size))[0].tolist()
-        if not finite:
-            raise FloatingPointError(NONFINITE_FEATURES if math.isnan(loss) else NONFINITE_GRADIENT)
-        return float(loss)
-
-    def prepare_ascent(self, samples: Samples) -> Program:
-        """
-        Compile the plain gradient step.
-
-        :param samples: of the shapes it will be taken with
-        :return: the program
-        :raises CompilationError: if it cannot be compiled
-        """
-        leaves, structure = pytree.tree_flatten(samples)
-        key = ("ascent", tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-        if key not in self._programs:
-            self._programs[key] = self._compile_ascent(structure, self._ascent_inputs(samples, 0.0))
-        return self._programs[key]
-
-    def _ascent_inputs(self, samples: Samples, step_size: float) -> list[th.Tensor]:
-        values = (parameter.detach() for parameter in self._parameters)
-        return [*values, th.tensor(step_size), *pytree.tree_leaves(samples)]
-
-    def _compile_ascent(self, structure: Any, inputs: list[th.Tensor]) -> Program:
-        count = len(self._parameters)
-        objective = _RankLoss(self.policy, self.rank)
-
-        def ascent(*flat: th.Tensor) -> tuple[th.Tensor, ...]:
-            parameters, step_size, leaves = flat[:count], flat[count], flat[count + 1 :]
-            samples = pytree.tree_unflatten(list(leaves), structure)
-
-            def loss(values: Sequence[th.Tensor]) -> th.Tensor:
-                named = {f"policy.{name}": value for name, value in zip(self.names, values, strict=True)}
-                value: th.Tensor = functional_call(objective, named, (samples,))
-                return value
-
-            gradients, er_loss = th.func.grad_and_value(loss)(list(parameters))
-            finite = th.stack([th.isfinite(gradient).all() for gradient in (*gradients, er_loss)]).all()
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.copy_(th.where(finite, parameter - step_size * gradient, parameter))
-            return (th.stack([er_loss, finite.to(er_loss.dtype)]),)
-
-        return self._compile(ascent, inputs)
 
     def _layers_of(self, part: Mitigation, network: str) -> tuple[str, ...]:
         return part.targets[network].features if part is self.rank else part.feature_layers(part.targets[network])
@@ -514,8 +370,11 @@ class CompiledUpdate:
         )
         if not variant.steps:
             return (reported, *(gradient * clip for gradient in gradients), *activations)
-        first, second, step = state[count : 2 * count], state[2 * count : 3 * count], state[3 * count]
-        self._adam(parameters, gradients, first, second, step, alive > 0, at, single, clip)
+        moments = AdamState(
+            state[count : 2 * count], state[2 * count : 3 * count], state[3 * count], self._adam.step_of
+        )
+        options = adam_options(self.policy.optimizer)
+        adam_step(options, parameters, gradients, moments, learning_rate=at.learning_rate, clip=clip, apply=alive > 0)
         return (reported,)
 
     def _with_closed_forms(
@@ -546,55 +405,6 @@ class CompiledUpdate:
             first_line = (str(error).splitlines() or [""])[0]
             raise CompilationError(f"{part.name} cannot be traced ({type(error).__name__}: {first_line})") from error
 
-    def _adam_options(self) -> tuple[Any, ...]:
-        group = self.policy.optimizer.param_groups[0]
-        decoupled = isinstance(self.policy.optimizer, th.optim.AdamW) or group.get("decoupled_weight_decay", False)
-        return *group["betas"], group["eps"], group["weight_decay"], decoupled
-
-    def _adam(
-        self,
-        parameters: Sequence[th.Tensor],
-        gradients: Sequence[th.Tensor],
-        first_moments: Sequence[th.Tensor],
-        second_moments: Sequence[th.Tensor],
-        step: th.Tensor,
-        apply: th.Tensor,
-        at: Any,
-        single: Any,
-        clip: th.Tensor,
-    ) -> None:
-        """
-        Adam (Kingma and Ba 2015), or AdamW, as torch computes it, where ``apply``.
-
-        Written out, because torch's optimizers hold their state outside the program and know no ``apply``; inside, it
-        fuses with the gradient: the line "torch's Adam" of ``benchmarks/compiled.py`` is without.
-        """
-        beta1, beta2, eps, decay, decoupled = self._adam_options()
-        step.add_(apply.to(step.dtype))
-        scalars = [clip, apply.float()]
-        for single_step in step.unbind():
-            # In float64: early on, 1 - beta^t would lose most of its digits in float32.
-            scalars.append((at.learning_rate / (1 - beta1**single_step)).float())
-            scalars.append((1 - beta2**single_step).sqrt().float())
-        clip, apply, *rates = th.stack(scalars).unbind()  # see inductor.OPTIONS
-        apply = apply > 0
-        for parameter, gradient, first, second, place in zip(
-            parameters, gradients, first_moments, second_moments, self._step_of, strict=True
-        ):
-            step_size, root = rates[2 * place], rates[2 * place + 1]
-            gradient = gradient * clip
-            value = parameter
-            if decay and decoupled:
-                value = value * (1 - single.learning_rate * decay)
-            elif decay:
-                gradient = gradient + decay * value
-            new_first = th.lerp(first, gradient, 1 - beta1)
-            new_second = second * beta2 + (1 - beta2) * gradient * gradient
-            value = value - step_size * new_first / (new_second.sqrt() / root + eps)
-            first.copy_(th.where(apply, new_first, first))
-            second.copy_(th.where(apply, new_second, second))
-            parameter.copy_(th.where(apply, value, parameter))
-
 
 class _Objective(nn.Module):
     """PPO's loss and hidden features behind a ``forward``, for ``functional_call``."""
@@ -613,15 +423,3 @@ class _Objective(nn.Module):
             with record_features(self.policy, self.ranked) as ranked:
                 evaluate_actions(self.policy, er_batch.observations, er_batch.actions)
         return ppo, features, ranked
-
-
-class _RankLoss(nn.Module):
-    """The loss of the authors' step behind a ``forward``, for ``functional_call``."""
-
-    def __init__(self, policy: ActorCriticPolicy, rank: EffectiveRank) -> None:
-        super().__init__()
-        self.policy = policy
-        self.rank = rank
-
-    def forward(self, samples: Any) -> th.Tensor:
-        return rank_loss(self.rank, policy_features(self.rank, samples))

@@ -31,14 +31,13 @@ from sb3_plasticity.mitigations.base import Agent, Mitigation
 from sb3_plasticity.mitigations.effective_rank import EffectiveRank, gradient_step
 from sb3_plasticity.mitigations.penalties import L2
 from sb3_plasticity.ppo_l2er.acting import lean_acting
+from sb3_plasticity.ppo_l2er.compilable import why_uncompilable
 from sb3_plasticity.ppo_l2er.compiled import (
     STATISTICS,
     CompiledUpdate,
     Hyperparameters,
     Variant,
     minibatches_seen,
-    why_not,
-    why_not_with,
 )
 from sb3_plasticity.ppo_l2er.inductor import CompilationError
 from sb3_plasticity.ppo_l2er.presets import one_argument_form
@@ -357,7 +356,7 @@ class PPO_L2ER(PPO):
         for attachment in others:
             attachment.disarm()  # what hangs on policy and optimizer now is somebody else's
         try:
-            reason = self._uncompilable.get(parts) or why_not(self.policy) or why_not_with(self.policy, parts)
+            reason = self._uncompilable.get(parts) or why_uncompilable(self.policy, parts)
             if reason is None:
                 self._compiled = self._compiled or CompiledUpdate(self.policy, self._rank)
                 self._prepare_programs(others)
@@ -399,7 +398,7 @@ class PPO_L2ER(PPO):
         )
         self._compiled.prepare(self._rollout, self.batch_size, {self._variant(offset) for offset in seen}, rows)
         if self._ascent > 0:
-            self._compiled.prepare_ascent(self._rollout)
+            self._compiled.ascent.prepare(self._rollout)
 
     def _variant(self, offset: int) -> Variant:
         """Of the minibatch after so many others."""
@@ -418,7 +417,7 @@ class PPO_L2ER(PPO):
         history: dict[str, list[Any]] = defaultdict(list)
         for epoch in range(self.n_epochs):
             if self._ascent > 0:
-                self._er_losses.append(compiled.ascend(self._rollout, self._ascent))
+                self._er_losses.append(compiled.ascent.take(self._rollout, self._ascent))
             order = np.random.permutation(size)  # noqa: NPY002  (as RolloutBuffer.get)
             offsets = itertools.count()
 

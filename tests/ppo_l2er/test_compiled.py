@@ -15,11 +15,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from torch._inductor.exc import InvalidCxxCompiler
 
-import sb3_plasticity.ppo_l2er.compiled as compiled_module
 import sb3_plasticity.ppo_l2er.inductor as module
 from sb3_plasticity import PPO_L2ER
 from sb3_plasticity.common import onednn
-from sb3_plasticity.ppo_l2er import acting
+from sb3_plasticity.ppo_l2er import acting, compilable
 
 SMALL: dict[str, Any] = dict(
     n_steps=64, batch_size=24, n_epochs=2, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8])
@@ -101,13 +100,15 @@ def test_one_update_equals_the_eager_one(name: str, monkeypatch: pytest.MonkeyPa
     assert expected.keys() == actual.keys()
     for key, value in expected.items():
         assert actual[key] == pytest.approx(value, rel=1e-3, abs=1e-6), key
-    programs = len(compiled._compiled._programs)
+    programs = len(compiled._compiled._programs), len(compiled._compiled.ascent._programs)
+    assert programs[1] == (CASES[name].get("er_mode") == "step")
     for model in pair:
         np.random.seed(2)  # noqa: NPY002
         th.manual_seed(2)
         collect(model)
     train_both(pair)
-    assert len(compiled._compiled._programs) == programs, "recompiled at the second rollout"
+    again = len(compiled._compiled._programs), len(compiled._compiled.ascent._programs)
+    assert again == programs, "recompiled at the second rollout"
     assert_close(eager, compiled, rtol=1e-3, atol=1e-5)
 
 
@@ -234,7 +235,7 @@ def test_a_torch_that_moved_a_private_name_warns_once_and_runs_eagerly(
 
 @pytest.mark.parametrize("kinds", ["_MODULE_HOOKS", "_TENSOR_HOOKS", "_STEP_HOOKS"])
 def test_a_torch_that_moved_its_hooks_warns_once_and_runs_eagerly(monkeypatch: pytest.MonkeyPatch, kinds: str) -> None:
-    monkeypatch.setattr(compiled_module, kinds, ("_hooks_as_they_were_called",))
+    monkeypatch.setattr(compilable, kinds, ("_hooks_as_they_were_called",))
     monkeypatch.setattr(acting, "_HOOKS", ("_hooks_as_they_were_called",))
     eager = make(False, batch_size=64).learn(128)
     model = make(True, batch_size=64)
