@@ -75,13 +75,15 @@ def index(pages: Sequence[Page]) -> str:
     """
     Describe each page in one sentence, under the heading of its group.
 
+    The docstring of a group begins with its heading and a colon.
+
     :param pages: sorted by group
     :return: Markdown with a hidden table of contents
     """
     text = []
     for group, members in itertools.groupby(pages, key=lambda page: page.group):
-        heading = group.rpartition(".")[2].replace("_", " ").capitalize()
-        text += [f"## {heading}", "", "```{eval-rst}", summary(importlib.import_module(group)), ""]
+        heading, _, description = summary(importlib.import_module(group)).partition(": ")
+        text += [f"## {heading}", "", "```{eval-rst}", description[:1].upper() + description[1:], ""]
         for page in members:
             text += [f":doc:`{page.name}`", f"    {summary(page.documented)}", ""]
         text += ["```", ""]

@@ -1,1 +1,1 @@
-"""Worlds under an id: the published sequences of tasks, and simple physics that changes."""
+"""Task sequences: published sequences of tasks, and classic control tasks whose physics changes."""

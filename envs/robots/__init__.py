@@ -1,10 +1,11 @@
 """
-Robots of Gymnasium on a ground, or in a body, that changes: a file for each, for one simulation and for many.
+Robots: MuJoCo environments of Gymnasium in which the ground, the medium or the body changes.
 
-Each environment is its ``-v5`` parent plus :class:`~sb3_plasticity.envs.NonStationaryMixin`. Contact forces are left
-out of observation and cost unless asked for, as in both published versions of Slippery Ant.
+Each file contains the environment for one simulation and the formulas for many. Each environment is its ``-v5`` parent
+with :class:`~sb3_plasticity.envs.NonStationaryMixin`. By default, contact forces are excluded from the observation and
+the cost, as in both published versions of Slippery Ant.
 
-What a task's value does (``MjModel`` field; unit; how):
+The following table describes the effect of a task's value (field of ``MjModel``, unit, effect):
 
 =================  ==========================================  =====  ==================================================
 parameter          field                                       unit   value
@@ -21,8 +22,8 @@ actuator_strength  ``actuator_gainprm``, ``actuator_biasprm``  1      scales the
 viscosity          ``opt.viscosity``                           Pa s   overwrites (Swimmer's own: 0.1, the others': 0)
 =================  ==========================================  =====  ==================================================
 
-A schedule that names no ``low`` and ``high`` uses [0.02, 2] for friction, [0.1, 10] for viscosity, half to twice the
-parent's own for the rest.
+A schedule without ``low`` and ``high`` uses [0.02, 2] for friction, [0.1, 10] for viscosity, and half to twice the
+parent's own value for the other parameters.
 """
 
 from .ant import BatchedAnt, NonStationaryAntEnv, SlipperyAntEnv

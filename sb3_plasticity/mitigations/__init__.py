@@ -1,4 +1,4 @@
-"""Remedies for the loss of plasticity, composable and for any algorithm."""
+"""Mitigations of the loss of plasticity, which can be combined and attached to any algorithm."""
 
 from sb3_plasticity.mitigations.architecture import CReLU, FourierFeatures, LayerNormReLU, LayerNormTanh
 from sb3_plasticity.mitigations.attachment import Attachment, attached, attachments_of, mitigate

@@ -1,8 +1,9 @@
 """
-Activations that help to keep plasticity, for ``policy_kwargs`` of any algorithm of SB3 and sb3-contrib.
+Architectures: activations that help to keep plasticity, for ``policy_kwargs`` of any algorithm of SB3 and sb3-contrib.
 
-All of them keep the width, take no arguments and add no parameters, so SB3's own ``activation_fn`` takes them: in
-Python by the class, in YAML by its path, ``activation_fn: sb3_plasticity.mitigations.LayerNormReLU``.
+All of them keep the width of a layer, take no arguments and add no parameters, so they can be used as SB3's
+``activation_fn``. In Python, pass the class; in YAML, its path: ``activation_fn:
+sb3_plasticity.mitigations.LayerNormReLU``.
 """
 
 import torch as th
@@ -24,10 +25,11 @@ def normalize_units(units: th.Tensor) -> th.Tensor:
 
 class LayerNormReLU(nn.Module):
     """
-    Layer norm, then ReLU: the layer norm stands before the nonlinearity, as in Lyle et al. (2024) and Prakash et al.
+    Apply layer norm and then ReLU, as in Lyle et al. (2024) and Prakash et al. (2026).
 
     Source: Ba et al. 2016, https://arxiv.org/abs/1607.06450; for plasticity Lyle et al. 2023,
-    https://arxiv.org/abs/2303.01486. Without gain and offset: nothing is left that decay could pull on.
+    https://arxiv.org/abs/2303.01486. The normalisation has no gain and no offset, so it has no parameters that decay
+    could change.
     """
 
     def forward(self, units: th.Tensor) -> th.Tensor:
@@ -41,7 +43,7 @@ class LayerNormReLU(nn.Module):
 
 
 class LayerNormTanh(nn.Module):
-    """Layer norm, then tanh; see :class:`LayerNormReLU`."""
+    """Apply layer norm and then tanh; see :class:`LayerNormReLU`."""
 
     def forward(self, units: th.Tensor) -> th.Tensor:
         """
@@ -55,11 +57,13 @@ class LayerNormTanh(nn.Module):
 
 class CReLU(nn.Module):
     """
-    Concatenated ReLU of half the units: (relu(z), relu(-z)) for the first half z, so that no direction is ever dead.
+    Concatenate the ReLUs of half of the units and of their negatives, (relu(z), relu(-z)), so that no direction is ever
+    dead.
 
-    Source: Abbas et al. 2023, https://arxiv.org/abs/2303.07507. They double the width; here it is kept, because the
-    layer that reads the units is already made. Of an even number of units the first half is used: exactly the network
-    whose linear layer has half the outputs. The second half's weights have no effect and no gradient.
+    Source: Abbas et al. 2023, https://arxiv.org/abs/2303.07507. The published version doubles the width. Here the width
+    is kept, because the layer that reads the units already exists. Of an even number of units, the first half is used,
+    which is exactly the network whose linear layer has half as many outputs. The weights of the second half have no
+    effect and no gradient.
     """
 
     def forward(self, units: th.Tensor) -> th.Tensor:
@@ -76,10 +80,10 @@ class CReLU(nn.Module):
 
 class FourierFeatures(nn.Module):
     """
-    Deep Fourier features: (sin z, cos z) for the first half z of the units.
+    Concatenate the sines and the cosines of half of the units, (sin z, cos z) (deep Fourier features).
 
-    Source: Lewandowski et al. 2024, https://arxiv.org/abs/2410.20634. They double the width; here it is kept, see
-    :class:`CReLU`. Dormant and dead units mean nothing for these features.
+    Source: Lewandowski et al. 2024, https://arxiv.org/abs/2410.20634. The published version doubles the width; here it
+    is kept, see :class:`CReLU`. Dormant and dead units are not meaningful for these features.
     """
 
     def forward(self, units: th.Tensor) -> th.Tensor:

@@ -229,15 +229,16 @@ def mitigate(
     module: nn.Module, optimizer: th.optim.Optimizer, mitigations: Sequence[Mitigation]
 ) -> Iterator[Callable[[], None]]:
     """
-    Apply mitigations in any torch training loop: ``with mitigate(net, optimizer, [L2Init(1e-3)]): ...``.
+    Apply mitigations in any PyTorch training loop: ``with mitigate(net, optimizer, [L2Init(1e-3)]): ...``.
 
-    The module counts as one network, ``"network"``. It is traced on the inputs of its first call, once more in
-    evaluation mode, and a layer that is not known raises an error then. Mitigations that act between rollouts act after
-    every update here, because there are no data that a change of the function could make stale.
+    The module counts as one network, called ``"network"``. Its structure is traced on the inputs of its first call,
+    with a second pass in evaluation mode; unknown layers raise an error at this point. Mitigations that otherwise act
+    between rollouts act after every update here, because there are no collected data that a change of the function
+    could invalidate.
 
-    :param module: that is called as ``module(inputs)`` in the loop
-    :param optimizer: that steps its parameters
-    :param mitigations: in the order in which they act
+    :param module: module that is called as ``module(inputs)`` in the loop
+    :param optimizer: optimizer that updates its parameters
+    :param mitigations: mitigations in the order in which they act
     :yields: a function to call when the task changes
     """
     attachment: Attachment | None = None

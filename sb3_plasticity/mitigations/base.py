@@ -21,10 +21,10 @@ KNOWN: dict[str, type["Mitigation"]] = {}
 
 class Agent:
     """
-    What mitigations act on.
+    The object that mitigations act on.
 
-    :param networks: by name
-    :param model: the SB3 algorithm; None for plain torch
+    :param networks: networks by name
+    :param model: the SB3 algorithm, or None in plain PyTorch
     """
 
     def __init__(self, networks: Mapping[str, Network], model: Any = None) -> None:
@@ -46,32 +46,33 @@ class Agent:
 
 class Mitigation:
     """
-    A remedy for the loss of plasticity. Subclasses override the hooks they use; several compose in list order.
+    Base class of mitigations. Subclasses override the hooks that they need, and several mitigations act in list order.
 
     ============================ ======================================================================================
     hook                         is called
     ============================ ======================================================================================
-    :meth:`setup`                when training starts, the networks known
-    :meth:`gradient`             when a parameter's gradient has been accumulated, before SB3 clips it
+    :meth:`setup`                when training starts and the networks are known
+    :meth:`gradient`             after a parameter's gradient has been accumulated, before SB3 clips it
     :meth:`feature_penalty`      in the backward pass, on the hidden activations of a network's own training pass
-    :meth:`before_update`        before an optimizer steps, gradients clipped
-    :meth:`after_update`         after an optimizer has stepped; ``.grad`` is still there
-    :meth:`rollout_end`          when data have been collected, before the updates
+    :meth:`before_update`        before an optimizer takes a step, after the gradients have been clipped
+    :meth:`after_update`         after an optimizer has taken a step, while ``.grad`` still exists
+    :meth:`rollout_end`          after data have been collected, before the updates
     :meth:`task_change`          before the next data are collected, if the task has changed since the last time
-    :meth:`rollout_start`        before the next data are collected: the place for what changes the function
+    :meth:`rollout_start`        before the next data are collected; changes of a network's function belong here
     ============================ ======================================================================================
 
-    What must survive ``save`` and ``load`` lives in ``self.state``, a dictionary of numbers, tensors and dictionaries;
-    :meth:`setup` fills it with ``setdefault``. Random numbers come from ``self.generator``, which is part of it.
+    Everything that must be saved and loaded with the model is stored in ``self.state``, a dictionary of numbers,
+    tensors and dictionaries, which :meth:`setup` fills with ``setdefault``. Random numbers come from
+    ``self.generator``, which is part of the state.
 
     :param coef: strength, >= 0: a number, a function of the remaining progress (from 1 to 0), or ``"lin_<number>"``;
-        None for a mitigation without one
-    :param networks: names of the networks it acts on (see :func:`~sb3_plasticity.agents.networks_of`); all if None
-    :param interval: for gradients and features: act in every ``interval``-th update, at ``interval``-fold strength
-    :param log_std: whether parameters that only set the scale of exploration are among :attr:`parameters`;
-        ``"only"`` for these alone
-    :param seed: of ``self.generator``
-    :raises ValueError: for arguments outside what is accepted
+        None for a mitigation without a strength
+    :param networks: names of the networks to act on (see :func:`~sb3_plasticity.agents.networks_of`), or None for all
+    :param interval: for gradients and features, act in every ``interval``-th update, at ``interval``-fold strength
+    :param log_std: whether :attr:`parameters` includes those that only set the scale of exploration; ``"only"``
+        includes nothing else
+    :param seed: seed of ``self.generator``
+    :raises ValueError: if an argument is out of range
     """
 
     # The name in YAML and in the log; by default the class's in snake case.

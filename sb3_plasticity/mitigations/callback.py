@@ -19,18 +19,19 @@ LOG_EVERY = 500
 
 class MitigationCallback(BaseCallback):
     """
-    Apply remedies for the loss of plasticity, in list order.
+    Apply mitigations of the loss of plasticity, in the order of the list.
 
-    Logs ``mitigation/<name>/...``: strength, penalty, and what each method reports of itself. The state of the
-    mitigations is saved and loaded with the model, so a run that is resumed with the same list continues as if it had
-    not been interrupted. Hooks are registered during updates only, and none is left when ``learn`` ends or when
-    collecting data raises an error. The hooks of an update that was broken off have no effect, and the next ``learn``
-    removes them.
+    The callback logs the strength, the penalty and further values of each mitigation under ``mitigation/<name>/``. The
+    state of the mitigations is saved and loaded with the model, so a run that is resumed with the same list continues
+    as if it had not been interrupted. Hooks are only registered during updates, and all of them are removed when
+    ``learn`` ends or when an error is raised during data collection. If an update was interrupted, its hooks have no
+    effect, and the next call of ``learn`` removes them.
 
     :param mitigations: :class:`~sb3_plasticity.Mitigation` objects, or entries as in YAML:
         ``[{"l2_init": {"coef": 1e-3}}]``
-    :param verbose: as of any callback
-    :raises ValueError: for unknown names or arguments; for networks that the agent lacks when training starts
+    :param verbose: verbosity, as for any callback
+    :raises ValueError: if a name or an argument is unknown, or if the agent lacks a selected network when training
+        starts
     """
 
     @suggests_names()

@@ -1,4 +1,4 @@
-"""Churn: how much an update changes what a network puts out on other data."""
+"""Churn: a penalty on how much an update changes the outputs of a network for other data."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -21,20 +21,20 @@ from sb3_plasticity.mitigations.base import Mitigation
 
 class ChurnReduction(Mitigation):
     r"""
-    Let an update change little on data that it does not use (C-CHAIN):
-    :math:`\text{coef} \cdot D(f_\theta(B), f_{\theta'}(B))`.
+    Penalise the change that an update causes on data that it does not use (C-CHAIN): :math:`\text{coef} \cdot
+    D(f_\theta(B), f_{\theta'}(B))`.
 
-    Tang, Obando-Ceron et al. 2025, https://arxiv.org/abs/2506.00592. B is drawn apart from the minibatch,
-    :math:`\theta'` are the parameters one update earlier. D is the mean squared error of the mean actions (continuous
-    actions; the standard deviation and the value network are left alone), the cross-entropy of the action
-    probabilities (discrete actions), the mean squared error of the Q values (DQN, QRDQN). Published strengths start at
-    100 (DMC), 10 (ProcGen), 1 (Gym) and 50 (DQN) and are then scaled by the size of the loss, which a hook does not
-    see: here the strength is ``coef``, a number or a schedule.
+    Source: Tang, Obando-Ceron et al. 2025, https://arxiv.org/abs/2506.00592. B is drawn independently of the minibatch,
+    and :math:`\theta'` are the parameters before the last update. D is the mean squared error of the mean actions for
+    continuous actions (excluding the standard deviation and the value network), the cross-entropy of the action
+    probabilities for discrete actions, and the mean squared error of the Q values for DQN and QRDQN. Published
+    strengths start at 100 (DMC), 10 (ProcGen), 1 (Gym) and 50 (DQN) and are then scaled by the size of the loss. A hook
+    does not see the loss, so the strength is ``coef`` here, a number or a schedule.
 
     :param coef: strength, or a schedule
-    :param networks: names of networks, of ``policy``, ``actor`` and ``q``; all of these if None
+    :param networks: names of the networks to act on, among ``policy``, ``actor`` and ``q``, or None for all of these
     :param batch_size: number of observations in B, >= 1
-    :param seed: of the draws of B
+    :param seed: seed of the draws of B
     """
 
     pure = False

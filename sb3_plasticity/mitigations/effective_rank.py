@@ -1,4 +1,4 @@
-"""The effective rank of hidden features, the ER in L2-ER: as a term of the loss, or in gradient steps of its own."""
+"""Effective rank: the ER in L2-ER rewards diverse hidden features, in the loss or in separate gradient steps."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,20 +22,20 @@ NONFINITE_GRADIENT = "effective_rank has a NaN or infinite gradient"
 
 class EffectiveRank(Mitigation):
     r"""
-    Reward the effective rank of hidden features: :math:`-\text{coef} \sum_\text{networks} \text{erank}`.
+    Reward a high effective rank of hidden features: :math:`-\text{coef} \sum_\text{networks} \text{erank}`.
 
-    Paper: Prakash, He, Guo et al. (ICML 2026), https://arxiv.org/abs/2509.22335. A network's erank is taken of the
-    inputs of its linear and convolutional layers after the first, on the samples of each update; what several networks
-    share counts once, with the first.
+    Source: Prakash, He, Guo et al. (ICML 2026), https://arxiv.org/abs/2509.22335. The effective rank of a network is
+    computed from the inputs of its linear and convolutional layers after the first, on the samples of each update.
+    Layers that several networks share are counted once, for the first network.
 
     :param coef: strength, or a schedule
-    :param networks: names of networks; all if None
-    :param interval: rank every how many updates, at ``interval``-fold strength: an eigendecomposition a layer is what
-        it costs
-    :param rank_of: ``"covariance"``, the eigenvalues of E[a a^T] (poster), or ``"features"``, the singular values of
-        the uncentred features (the authors' code)
-    :param aggregate: ``"mean"`` over layers of their effective ranks, or ``"sum"``: effective rank of the layers'
-        summed second moments (poster), for layers of equal width
+    :param networks: names of the networks to act on, or None for all
+    :param interval: act in every ``interval``-th update, at ``interval``-fold strength; the cost is one
+        eigendecomposition per layer
+    :param rank_of: ``"covariance"`` for the eigenvalues of E[a a^T] (as on the poster), or ``"features"`` for the
+        singular values of the uncentred features (as in the authors' code)
+    :param aggregate: ``"mean"`` averages the effective ranks of the layers; ``"sum"`` takes the effective rank of the
+        summed second moments of the layers (as on the poster), for layers of equal width
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class EffectiveRank(Mitigation):
 
 class RankAscent(EffectiveRank):
     r"""
-    Raise the effective rank of hidden features by plain gradient steps of its own, as the L2-ER authors' code does.
+    Raise the effective rank of hidden features by separate gradient steps, as in the L2-ER authors' code.
 
-    Before each pass over the rollout, :math:`\theta \leftarrow \theta + \text{coef} \, \nabla_\theta
-    \sum_\text{networks} \text{erank}` on the features of the whole rollout: outside the optimizer, its moments and
-    SB3's clipping. For on-policy algorithms without recurrence.
+    Before each pass over the rollout, it takes the step :math:`\theta \leftarrow \theta + \text{coef} \, \nabla_\theta
+    \sum_\text{networks} \text{erank}` on the features of the whole rollout. This step bypasses the optimizer, its
+    moments and SB3's clipping. It supports on-policy algorithms without recurrence.
 
-    :param coef: size of the step, or a schedule
-    :param networks: names of networks; all if None
-    :param rank_of: as of :class:`EffectiveRank`
-    :param aggregate: as of :class:`EffectiveRank`
+    :param coef: step size, or a schedule
+    :param networks: names of the networks to act on, or None for all
+    :param rank_of: see :class:`EffectiveRank`
+    :param aggregate: see :class:`EffectiveRank`
     """
 
     exclusive = "rank ascent"

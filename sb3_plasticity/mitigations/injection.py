@@ -1,4 +1,4 @@
-"""Plasticity injection: a fresh head beside the old one, with the same output."""
+"""Injection: a fresh head is trained beside the frozen old one, without a change of the output."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,28 +17,28 @@ from sb3_plasticity.mitigations.resets import When, _Reset, copy_to_targets
 
 class PlasticityInjection(_Reset):
     r"""
-    Freeze the head of a network and learn on with a fresh one, without changing the output:
-    :math:`h(x) + h'_1(x) - h'_2(x)`.
+    Freeze the head of a network and continue with a fresh head, without changing the output: :math:`h(x) + h'_1(x) -
+    h'_2(x)`.
 
-    Nikishin, Oh, Ostrovski et al. 2023, https://arxiv.org/abs/2305.15555: :math:`h` is frozen, :math:`h'_1 = h'_2` are
-    newly initialised, :math:`h'_1` alone is trained, and gradients reach the layers below through all three; once, in
-    the middle of training. There the head is what follows the convolutions: a hidden and an output layer.
+    Source: Nikishin, Oh, Ostrovski et al. 2023, https://arxiv.org/abs/2305.15555. The old head :math:`h` is frozen,
+    :math:`h'_1 = h'_2` are newly initialised, and only :math:`h'_1` is trained. Gradients reach the layers below
+    through all three heads. The authors do this once in the middle of training. Their head is everything after the
+    convolutions, that is, one hidden and one output layer.
 
-    :math:`h'_1` lives in the tensors of the old head, so optimizers keep hold of it, with moments that start afresh;
-    the frozen two are saved with the policy and rebuilt on loading, with or without this mitigation. With a linear head
-    (``layers=1``) the three add up to a linear head again, and what is left is a reset of its moments. SAC's layer for
-    the scale of exploration keeps its weights. Targets become copies of the networks. At the injection the output is
-    the same to the last bit; from then on every pass costs two more through the head. Resets and shrinking in the same
-    list act on :math:`h'_1` alone. Not for gSDE, whose noise is a function of hidden units, nor for heads in which the
-    batch is normalised, as in CrossQ.
+    :math:`h'_1` uses the tensors of the old head, so the optimizer keeps its parameters and only their moments restart.
+    The two frozen heads are saved with the policy and restored when it is loaded, with or without this mitigation. If
+    the head is linear (``layers=1``), the sum of the three heads is again a linear head, and the only effect is a reset
+    of its moments. SAC's layer for the scale of exploration keeps its weights. Target networks become copies of the
+    networks. At the injection, the output stays the same to the last bit. From then on, every pass costs two more
+    passes through the head. Resets and shrinking in the same list act only on :math:`h'_1`. gSDE is not supported,
+    because its noise is a function of hidden units, and neither are heads with batch normalisation, as in CrossQ.
 
-    :param layers: how many layers from the output on are the head, >= 1
-    :param when: ``"task"``, or a number of environment steps
-    :param times: how often at most, >= 1; each time costs two more passes through the head
-    :param networks: names of networks; all if None
-    :param seed: of the new heads
-    :raises ValueError: for arguments outside what is accepted, and for networks whose head is no chain of so many
-        layers
+    :param layers: number of layers, counted from the output, that form the head, >= 1
+    :param when: ``"task"`` for every change of the task, or a number of environment steps
+    :param times: maximum number of injections, >= 1; each one costs two more passes through the head
+    :param networks: names of the networks to act on, or None for all
+    :param seed: seed of the new heads
+    :raises ValueError: if an argument is out of range, or if the head of a network is not a chain of this many layers
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """
-Optimizers that change plasticity, usable as ``policy_kwargs=dict(optimizer_class=...)`` of any algorithm.
+Optimizers: replacements for Adam, to be passed as ``policy_kwargs=dict(optimizer_class=...)`` of any algorithm.
 
-They take parameters without names, so none knows which of them is ``log_std``.
+They receive parameters without names, so none of them knows which parameter is ``log_std``.
 """
 
 import math
@@ -17,29 +17,31 @@ Closure = Callable[[], Any]
 
 class UPGD(th.optim.Optimizer):
     r"""
-    Utility-based perturbed gradient descent with Adam's steps (Elsayed and Mahmood, ICLR 2024; AdaUPGD of their code).
+    Take Adam's steps with noise and with gates that protect useful parameters (utility-based perturbed gradient
+    descent).
 
-    With gradient :math:`g`, utility :math:`u \leftarrow \beta_u u - (1 - \beta_u) g \theta`, scaled utility
-    :math:`s = \mathrm{sigmoid}(u / \max u)` over all parameters, Adam's corrected moments :math:`\hat m, \hat v` and
-    noise :math:`\xi \sim N(0, \sigma^2)`:
+    Source: Elsayed and Mahmood, ICLR 2024 (AdaUPGD in their code). With the gradient :math:`g`, the utility :math:`u
+    \leftarrow \beta_u u - (1 - \beta_u) g \theta`, the scaled utility :math:`s = \mathrm{sigmoid}(u / \max u)` over all
+    parameters, Adam's corrected moments :math:`\hat m, \hat v` and the noise :math:`\xi \sim N(0, \sigma^2)`, the
+    update is
 
     .. math:: \theta \leftarrow (1 - \eta \lambda) \theta - 2 \eta (1 - s) [\hat m / (\sqrt{\hat v} + \epsilon) + \xi]
 
-    Two things differ from the authors' code: the maximum is corrected for bias as the utilities are (theirs is not,
-    which saturates the gates at first), and where no utility is positive, utilities are divided by the largest absolute
-    one (theirs turns their signs around).
+    There are two differences to the authors' code. The maximum is corrected for bias like the utilities; theirs is not,
+    which saturates the gates at first. If no utility is positive, the utilities are divided by the largest absolute
+    one; theirs reverses their signs.
 
-    :param params: as of any torch optimizer
+    :param params: parameters, as for any PyTorch optimizer
     :param lr: learning rate :math:`\eta`
-    :param betas: decay of Adam's moments
-    :param beta_utility: decay :math:`\beta_u` of the utility
+    :param betas: decay rates of Adam's moments
+    :param beta_utility: decay rate :math:`\beta_u` of the utility
     :param eps: added to the denominator
     :param weight_decay: decoupled decay :math:`\lambda`
     :param sigma: standard deviation of the noise
-    :param min_ndim: decay and noise act on parameters with at least so many axes: 2 spares biases, gains and a
-        ``log_std`` vector (gSDE's is a matrix); 0 is as published
-    :param seed: of the noise, which touches no global generator
-    :raises ValueError: for arguments outside what is accepted
+    :param min_ndim: apply decay and noise only to parameters with at least this many axes: 2 excludes biases, gains and
+        a ``log_std`` vector (gSDE's is a matrix), and 0 is the published setting
+    :param seed: seed of the noise, which does not use the global generators
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(
@@ -120,26 +122,28 @@ class UPGD(th.optim.Optimizer):
 
 class TRAC(th.optim.Optimizer):
     r"""
-    TRAC around another optimizer (Muppidi, Zhang and Yang, NeurIPS 2024): the distance from the start is tuned online.
+    Tune the distance of the parameters from their start online, around another optimizer (Muppidi, Zhang and Yang,
+    NeurIPS 2024).
 
-    With the first parameters :math:`\theta_r`, the base optimizer's step :math:`u`, the sum :math:`S` of the last
-    tuners, :math:`\delta = (\theta - \theta_r) / (S + \epsilon)` and :math:`h = \langle \delta, g \rangle` over all
-    parameters, for every discount :math:`\beta`
+    Let :math:`\theta_r` be the initial parameters, :math:`u` the step of the base optimizer, :math:`S` the sum of the
+    last tuners, :math:`\delta = (\theta - \theta_r) / (S + \epsilon)`, and :math:`h = \langle \delta, g \rangle` over
+    all parameters. For every discount :math:`\beta`, TRAC computes
 
     .. math:: v \leftarrow \beta^2 v + h^2, \quad q \leftarrow \beta q - h, \quad
         s = \frac{s_0}{\mathrm{erfi}(1 / \sqrt 2)} \mathrm{erfi}\Big(\frac{q}{\sqrt{2 v} + \epsilon}\Big)
 
-    and :math:`\theta \leftarrow \theta_r + \max(\sum s, 0) (\delta + u)`; :math:`q` starts at 1e-8. Its state is part
-    of ``state_dict``, so a loaded agent continues as it would have (the authors' code keys it by tensors and cannot).
+    and then :math:`\theta \leftarrow \theta_r + \max(\sum s, 0) (\delta + u)`. The initial value of :math:`q` is 1e-8.
+    The state is part of ``state_dict``, so a loaded agent continues as if it had not been interrupted. The authors'
+    code indexes its state by tensors and cannot do this.
 
-    :param params: as of any torch optimizer
+    :param params: parameters, as for any PyTorch optimizer
     :param lr: learning rate of the base optimizer
     :param base: class of the base optimizer
-    :param discounts: one tuner each
+    :param discounts: discounts :math:`\beta`, one for each tuner
     :param s_init: scale :math:`s_0` of the tuners
-    :param trac_eps: :math:`\epsilon`
+    :param trac_eps: the constant :math:`\epsilon`
     :param base_kwargs: further arguments of the base optimizer
-    :raises ValueError: for arguments outside what is accepted
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(
@@ -206,19 +210,21 @@ class TRAC(th.optim.Optimizer):
 
 class MuonAdam(th.optim.Optimizer):
     """
-    Muon (Jordan et al. 2024) for the matrices of hidden layers, Adam for everything else, with one learning rate.
+    Use Muon (Jordan et al. 2024) for the matrices of hidden layers and Adam for everything else, with one learning
+    rate.
 
-    ``torch.optim.Muon`` takes nothing but matrices, and SB3 gives an optimizer all parameters. Muon's steps are scaled
-    so that their root mean square is that of Adam's (Moonshot 2025), hence one rate fits both.
+    ``torch.optim.Muon`` only accepts matrices, whereas SB3 passes all parameters to an optimizer. Muon's steps are
+    scaled to have the root mean square of Adam's (Moonshot 2025), so one learning rate fits both.
 
-    :param params: as of any torch optimizer
+    :param params: parameters, as for any PyTorch optimizer
     :param lr: learning rate of both
-    :param betas: of Adam
-    :param eps: of Adam
-    :param momentum: of Muon
+    :param betas: betas of Adam
+    :param eps: epsilon of Adam
+    :param momentum: momentum of Muon
     :param weight_decay: decoupled decay of the matrices
-    :param min_rows: matrices with fewer rows are Adam's: output layers, whose scale sets how far a policy can go
-    :raises ValueError: for arguments outside what is accepted
+    :param min_rows: matrices with fewer rows are updated by Adam, which applies to output layers, whose scale
+        determines how far a policy can change
+    :raises ValueError: if an argument is out of range
     :raises RuntimeError: if this version of torch has no Muon
     """
 

@@ -1,4 +1,4 @@
-"""Penalties on parameters, by their gradients in closed form: as terms of the loss, inside SB3's clipping."""
+"""Penalties: terms of the loss, whose gradients are added in closed form before SB3 clips the gradient."""
 
 from collections.abc import Iterable, Mapping
 
@@ -39,22 +39,23 @@ class _ParameterPenalty(Mitigation):
 
 class L2(_ParameterPenalty):
     r"""
-    Weight decay: :math:`\text{coef} \, \lVert\theta\rVert^2`.
+    Penalise the squared norm of the parameters (weight decay): :math:`\text{coef} \, \lVert\theta\rVert^2`.
 
-    Coupled (the default), it is a term of the loss, and the optimizer's moments see it: what torch's Adam calls
-    ``weight_decay`` is ``2 * coef``. Decoupled (Loshchilov and Hutter 2019, AdamW), parameters shrink by
-    ``1 - lr * 2 * coef`` before each step: bit for bit AdamW with ``weight_decay=2 * coef``. The two are not the same
-    method: coupled decay is divided by the root of the second moment, so that a parameter without gradient moves by up
-    to the learning rate an update, while at a learning rate of 1e-4 decoupled decay of 1e-3 does next to nothing.
+    Coupled decay (the default) is a term of the loss and therefore enters the optimizer's moments. It equals the
+    ``weight_decay`` of torch's Adam with ``weight_decay = 2 * coef``. Decoupled decay (AdamW, Loshchilov and Hutter
+    2019) shrinks the parameters by ``1 - lr * 2 * coef`` before each step, and is bit-identical to AdamW with
+    ``weight_decay=2 * coef``. These are two different methods. Coupled decay is divided by the root of the second
+    moment, so a parameter without gradient moves by up to the learning rate per update. Decoupled decay of 1e-3 has
+    almost no effect at a learning rate of 1e-4.
 
     The default is the published coupled decay of 1e-3 (Dohare et al. 2024, ``rl/cfg/sant/l2.yml``; Prakash et al.
-    2026), there with Adam's betas (.99, .99) and on ``log_std`` too.
+    2026). The publications use it with Adam's betas (.99, .99) and also apply it to ``log_std``.
 
     :param coef: strength, or a schedule
-    :param networks: names of networks; all if None
-    :param log_std: decay pulls the standard deviation of the actions to 1: more exploration, whatever it does for the
-        networks. ``"only"`` for that alone
-    :param decoupled: shrink the parameters outside the optimizer
+    :param networks: names of the networks to act on, or None for all
+    :param log_std: whether to decay ``log_std`` as well, which pulls the standard deviation of the actions to 1 and
+        thus increases exploration, whatever it does for the networks; ``"only"`` decays nothing else
+    :param decoupled: whether to shrink the parameters outside the optimizer
     """
 
     def __init__(
@@ -101,14 +102,14 @@ class L2Init(_ParameterPenalty):
     r"""
     Regularise towards the initial parameters: :math:`\frac{\text{coef}}{2} \lVert\theta - \theta_0\rVert^2`.
 
-    Kumar, Marklund and Van Roy 2023, https://arxiv.org/abs/2308.11958 (*regenerative regularisation*). As there, the
-    gains and offsets of normalisation layers are left alone. :math:`\theta_0` is what the parameters were when training
-    started with this mitigation; it is saved with the model. The norm is squared: some ports pull with a constant force
-    instead, which is another method. The paper sweeps the strength and gives no default.
+    Source: Kumar, Marklund and Van Roy 2023, https://arxiv.org/abs/2308.11958 (*regenerative regularisation*). As in
+    the paper, the gains and offsets of normalisation layers are excluded. :math:`\theta_0` are the parameters when
+    training started with this mitigation; they are saved with the model. The norm is squared. Some ports pull with a
+    constant force instead, which is a different method. The paper sweeps the strength and gives no default.
 
     :param coef: strength, or a schedule
-    :param networks: names of networks; all if None
-    :param log_std: whether the scale of exploration is pulled to its initial value, too
+    :param networks: names of the networks to act on, or None for all
+    :param log_std: whether to pull the scale of exploration to its initial value as well
     """
 
     def __init__(
@@ -146,14 +147,15 @@ class L2Init(_ParameterPenalty):
 
 class RegenerativeWasserstein(L2Init):
     r"""
-    Regularise each tensor's distribution of entries towards the initial one:
-    :math:`\text{coef} \sum_\text{tensors} \frac1n \lVert\mathrm{sort}(\theta) - \mathrm{sort}(\theta_0)\rVert^2`.
+    Regularise the distribution of each tensor's entries towards the initial one: :math:`\text{coef} \sum_\text{tensors}
+    \frac1n \lVert\mathrm{sort}(\theta) - \mathrm{sort}(\theta_0)\rVert^2`.
 
-    The squared 2-Wasserstein distance: Lewandowski et al. 2023, https://arxiv.org/abs/2312.00246; strength 1e-3 as in
-    Chung et al. 2024 (the Parseval repository, ``regen_wasserstein``). It costs a sort of every tensor.
+    This is the squared 2-Wasserstein distance (Lewandowski et al. 2023, https://arxiv.org/abs/2312.00246). The strength
+    of 1e-3 is that of Chung et al. 2024 (``regen_wasserstein`` in the Parseval repository). The cost is a sort of every
+    tensor.
 
     :param coef: strength, or a schedule
-    :param networks: names of networks; all if None
+    :param networks: names of the networks to act on, or None for all
     :param interval: act in every ``interval``-th update, at ``interval``-fold strength
     """
 
@@ -181,16 +183,17 @@ class RegenerativeWasserstein(L2Init):
 
 class Parseval(_ParameterPenalty):
     r"""
-    Keep the rows of hidden weights orthogonal:
-    :math:`\text{coef} \sum_l (64 / \text{width}_l)^2 \, \lVert W_l W_l^\top - s I \rVert_F^2`.
+    Keep the rows of hidden weights orthogonal: :math:`\text{coef} \sum_l (64 / \text{width}_l)^2 \, \lVert W_l W_l^\top
+    - s I \rVert_F^2`.
 
-    Chung, Cherif, Precup and Meger 2024, https://arxiv.org/abs/2412.07224: all hidden linear layers of actor and
-    critic, not the output layers; strength 1e-3, 1e-4 in CARL. A layer with more rows than columns has a floor that no
-    weight gets below. SB3 initialises with gain :math:`\sqrt 2`, for which ``scale`` is 2: the penalty starts at 0.
+    Source: Chung, Cherif, Precup and Meger 2024, https://arxiv.org/abs/2412.07224. The penalty acts on all hidden
+    linear layers of actor and critic, but not on the output layers. The published strength is 1e-3, and 1e-4 in CARL.
+    For a layer with more rows than columns, the penalty has a lower bound above 0 that no weight can reach below. SB3
+    initialises with a gain of :math:`\sqrt 2`, to which a ``scale`` of 2 corresponds, so that the penalty starts at 0.
 
     :param coef: strength, or a schedule
-    :param networks: names of networks; all if None
-    :param scale: s, the squared gain of the initialisation, > 0
+    :param networks: names of the networks to act on, or None for all
+    :param scale: the factor s, which is the squared gain of the initialisation, > 0
     :param interval: act in every ``interval``-th update, at ``interval``-fold strength
     """
 
@@ -231,18 +234,18 @@ class Parseval(_ParameterPenalty):
 
 class SpectralRegularization(_ParameterPenalty):
     r"""
-    Keep the largest singular value of every weight near 1:
-    :math:`\text{coef} \, [\sum_l (\sigma_l^k - t)^2 + \sum_\text{biases} \lVert b \rVert^{2k}
-    + \sum_\text{gains} \lVert \gamma - 1 \rVert^2]`.
+    Keep the largest singular value of every weight near 1: :math:`\text{coef} \, [\sum_l (\sigma_l^k - t)^2 +
+    \sum_\text{biases} \lVert b \rVert^{2k} + \sum_\text{gains} \lVert \gamma - 1 \rVert^2]`.
 
-    Lewandowski et al. 2024, https://arxiv.org/abs/2406.06811, with t = 1 and k = 2: all layers, the output layers too,
-    convolutions as (outputs, inputs * height * width). :math:`\sigma_l` comes from one step of power iteration an
-    update, whose vectors persist and are saved with the model. Published strengths range from 1e-4 to 1e-2.
+    Source: Lewandowski et al. 2024, https://arxiv.org/abs/2406.06811, with t = 1 and k = 2. The penalty acts on all
+    layers including the output layers, and treats convolutions as matrices of shape (outputs, inputs * height * width).
+    :math:`\sigma_l` is estimated by one step of power iteration per update, whose vectors are kept and saved with the
+    model. Published strengths range from 1e-4 to 1e-2.
 
     :param coef: strength, or a schedule
-    :param networks: names of networks; all if None
-    :param power: k, >= 1
-    :param target: t, >= 0; 2 in the authors of L2-ER's comparison
+    :param networks: names of the networks to act on, or None for all
+    :param power: the exponent k, >= 1
+    :param target: the target t, >= 0; the comparison by L2-ER's authors uses 2
     """
 
     def __init__(
@@ -310,12 +313,13 @@ class SpectralRegularization(_ParameterPenalty):
 
 class FeatureNorm(Mitigation):
     r"""
-    Keep hidden activations small: :math:`\text{coef} \cdot E\lVert h \rVert^2`, the mean over a network's layers.
+    Keep hidden activations small: :math:`\text{coef} \cdot E\lVert h \rVert^2`, averaged over the layers of a network.
 
-    On the inputs of all layers after the first, on the samples of each update. The literature has no common default.
+    The penalty acts on the inputs of all layers after the first, on the samples of each update. The literature has no
+    common default.
 
     :param coef: strength, or a schedule
-    :param networks: names of networks; all if None
+    :param networks: names of the networks to act on, or None for all
     """
 
     def __init__(self, coef: float | Schedule | str = 1e-4, networks: Iterable[str] | None = None) -> None:

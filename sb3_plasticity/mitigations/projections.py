@@ -1,8 +1,8 @@
 """
-Maps on parameters, after an optimizer's step or before data are collected.
+Projections: direct changes of the parameters, after a step of the optimizer or before data are collected.
 
-Rates are per update, that is per optimizer step. The optimizer's moments are left alone, but for the boundary form of
-shrink and perturb. ``log_std`` is never touched, nor are target networks.
+Rates are per update, that is, per step of the optimizer. The optimizer's moments are not changed, except by shrink and
+perturb at task boundaries. ``log_std`` and target networks are never changed.
 """
 
 import math
@@ -23,27 +23,27 @@ from sb3_plasticity.mitigations.resets import When, _Reset
 
 class ShrinkAndPerturb(_Reset):
     r"""
-    Shrink and perturb: :math:`\theta \leftarrow \text{shrink}\, \theta + \text{perturb}\, \xi`.
+    Shrink the parameters and add noise: :math:`\theta \leftarrow \text{shrink}\, \theta + \text{perturb}\, \xi`.
 
-    Three methods have this name, and ``when`` and ``noise`` tell them apart:
+    Three published methods have this name. ``when`` and ``noise`` select one of them:
 
-    * at the boundary (Ash and Adams 2020, https://arxiv.org/abs/1910.08475): ``when="task"``, or a number of
-      environment steps, .5 and .5, with :math:`\xi` newly initialised parameters; moments start afresh;
-    * soft (Juliani and Ash 2024): ``when="update"``, shrink 1 - 1e-6 and perturb 1e-6 in every update, a new
-      :math:`\xi` each time;
-    * noise beside L2 (Dohare et al. 2024): ``when="update"``, shrink 1, perturb 1e-4 to 1e-6 and ``noise="normal"``,
-      with :class:`~sb3_plasticity.mitigations.L2` in the list.
+    * At task boundaries (Ash and Adams 2020, https://arxiv.org/abs/1910.08475): ``when="task"`` or a number of
+      environment steps, shrink .5 and perturb .5, where :math:`\xi` are newly initialised parameters. Moments restart.
+    * Soft (Juliani and Ash 2024): ``when="update"``, shrink 1 - 1e-6 and perturb 1e-6 in every update, with a new
+      :math:`\xi` each time.
+    * Noise in combination with L2 (Dohare et al. 2024): ``when="update"``, shrink 1, perturb 1e-4 to 1e-6 and
+      ``noise="normal"``, with :class:`~sb3_plasticity.mitigations.L2` in the list.
 
-    In the last two, ``interval`` updates are taken together, with the same expected shrinking and variance.
+    For the last two, ``interval`` updates are combined into one step with the same expected shrinking and variance.
 
-    :param shrink: factor, from 0 to 1
-    :param perturb: scale of what is added, >= 0
-    :param when: ``"task"``, a number of environment steps, or ``"update"``
-    :param noise: ``"fresh"``: drawn by the policy's initialiser, or ``"normal"``: of standard deviation 1
-    :param interval: with ``when="update"``: updates taken together
-    :param networks: names of networks; all if None
-    :param seed: of the noise
-    :raises ValueError: for arguments outside what is accepted
+    :param shrink: factor on the parameters, from 0 to 1
+    :param perturb: scale of the added noise, >= 0
+    :param when: ``"task"`` for every change of the task, a number of environment steps, or ``"update"``
+    :param noise: ``"fresh"`` for draws of the policy's initialiser, or ``"normal"`` for a standard deviation of 1
+    :param interval: number of updates that are combined, with ``when="update"``
+    :param networks: names of the networks to act on, or None for all
+    :param seed: seed of the noise
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(
@@ -125,17 +125,17 @@ class _OfLayers(Mitigation):
 
 class WeightClipping(_OfLayers):
     r"""
-    Clip weights and biases of hidden layers after every update, :math:`|w| \le \kappa \sqrt 3\, \sigma_0`.
+    Clip the weights and biases of hidden layers after every update: :math:`|w| \le \kappa \sqrt 3\, \sigma_0`.
 
-    Elsayed et al. 2024, https://arxiv.org/abs/2407.01704. :math:`\sigma_0` is the standard deviation of the layer's
-    weights when training starts: for torch's own initialiser the bound is the published
-    :math:`\kappa / \sqrt{\text{fan-in}}`, which would clip 48 % of SB3's orthogonal weights at once. Biases have
+    Source: Elsayed et al. 2024, https://arxiv.org/abs/2407.01704. :math:`\sigma_0` is the standard deviation of the
+    weights of the layer when training starts. For torch's default initialiser, this bound equals the published
+    :math:`\kappa / \sqrt{\text{fan-in}}`, which would immediately clip 48 % of SB3's orthogonal weights. Biases have
     the bound of their layer.
 
-    :param kappa: size of the bound, > 0
-    :param outputs: clip output layers, too, at :math:`\kappa / \sqrt{\text{fan-in}}` as published
-    :param networks: names of networks; all if None
-    :raises ValueError: for arguments outside what is accepted
+    :param kappa: factor of the bound, > 0
+    :param outputs: whether to clip output layers as well, at :math:`\kappa / \sqrt{\text{fan-in}}` as published
+    :param networks: names of the networks to act on, or None for all
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(self, kappa: float = 1.0, outputs: bool = False, networks: Iterable[str] | None = None) -> None:
@@ -173,18 +173,19 @@ class WeightClipping(_OfLayers):
 
 class NormalizeAndProject(_OfLayers):
     """
-    Normalise and project: after every update each weight is scaled back to its initial Frobenius norm.
+    Scale each weight back to its initial Frobenius norm after every update (normalise and project).
 
-    Lyle et al. 2024, https://arxiv.org/abs/2407.01800. It belongs to networks with layer normalisation before every
-    nonlinearity (``activation_fn: sb3_plasticity.mitigations.LayerNormReLU``), and to an explicit schedule of the
-    learning rate, because weights that cannot grow no longer lower it by themselves. Output layers are left alone: at
-    SB3's gain of .01 a fixed norm would freeze the range of the actions.
+    Source: Lyle et al. 2024, https://arxiv.org/abs/2407.01800. Use this mitigation for networks with layer
+    normalisation before every nonlinearity (``activation_fn: sb3_plasticity.mitigations.LayerNormReLU``), and with an
+    explicit schedule of the learning rate, because weights that cannot grow no longer reduce the effective learning
+    rate by themselves. Output layers are excluded by default: with SB3's gain of .01, a fixed norm would freeze the
+    range of the actions.
 
-    :param gains: ``"project"``: gain and offset of each normalisation layer jointly to the norm of a gain of 1, for
-        homogeneous activations alone; ``"free"``
-    :param outputs: project output layers, too
-    :param networks: names of networks; all if None
-    :raises ValueError: for arguments outside what is accepted
+    :param gains: ``"project"`` projects the gain and offset of each normalisation layer jointly to the norm of a gain
+        of 1, for homogeneous activations only; ``"free"`` does not change them
+    :param outputs: whether to project output layers as well
+    :param networks: names of the networks to act on, or None for all
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(self, gains: str = "free", outputs: bool = False, networks: Iterable[str] | None = None) -> None:
@@ -219,17 +220,18 @@ class NormalizeAndProject(_OfLayers):
 
 class SelectiveWeightReinit(Mitigation):
     """
-    Selective weight reinitialisation: every so many updates the least useful weights of each tensor are drawn anew.
+    Draw the least useful weights of each tensor anew at regular intervals (selective weight reinitialisation).
 
-    Hernandez-Garcia et al. 2025. Of every weight matrix or kernel, the share ``share`` with the lowest utility;
-    a fraction of a weight is a chance of one.
+    Source: Hernandez-Garcia et al. 2025. In every weight matrix or kernel, this replaces the share ``share`` of the
+    weights with the lowest utility. If this is a fraction of a weight, one weight is replaced with the corresponding
+    probability.
 
-    :param share: of a tensor's weights, from 0 to 1
-    :param every: updates from one time to the next
-    :param utility: ``"magnitude"``: of the weight, or ``"gradient"``: of weight times gradient
-    :param networks: names of networks; all if None
-    :param seed: of the new weights
-    :raises ValueError: for arguments outside what is accepted
+    :param share: share of the weights of a tensor, from 0 to 1
+    :param every: number of updates between two replacements
+    :param utility: ``"magnitude"`` for the absolute weight, or ``"gradient"`` for weight times gradient
+    :param networks: names of the networks to act on, or None for all
+    :param seed: seed of the new weights
+    :raises ValueError: if an argument is out of range
     """
 
     UTILITIES: ClassVar[tuple[str, ...]] = ("magnitude", "gradient")

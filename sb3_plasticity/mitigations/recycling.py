@@ -1,8 +1,9 @@
 """
-Recyclers: units that have become useless start afresh.
+Recycling: units that have become useless are reinitialised.
 
-All rates and periods are per update, that is per optimizer step, as in the literature; they do not transfer between
-settings whose updates per environment step differ, so every recycler logs what it did per million environment steps.
+All rates and periods are per update, that is, per step of the optimizer, as in the literature. They do not transfer
+between settings with different numbers of updates per environment step. Every recycler therefore logs what it did per
+million environment steps.
 """
 
 import warnings
@@ -129,27 +130,29 @@ class _ActivityRecycler(_Recycler):
 
 class ContinualBackprop(_ActivityRecycler):
     r"""
-    Continual backpropagation: the least useful mature units start afresh, a few at a time.
+    Reinitialise the least useful mature units, a few at a time (continual backpropagation).
 
-    Dohare et al., *Loss of plasticity in deep continual learning*, Nature 2024. After every update, for each hidden
-    layer: :math:`u \leftarrow d u + (1 - d)\, \overline{|h_i|}\, \overline{|V_i|}` with :math:`V_i` the weights that
-    read unit i, corrected by :math:`1 - d^\text{age}`; of the units older than ``maturity_threshold`` updates the
-    ``replacement_rate`` with the lowest are recycled (the fraction accumulates). Published for Slippery Ant: rate 1e-4,
-    maturity 10,000 and decay .99 with Adam's betas (.99, .99), lr 1e-4 and L2 (``rl/cfg/sant/cbp.yml``).
+    Source: Dohare et al., *Loss of plasticity in deep continual learning*, Nature 2024. After every update, the utility
+    of each unit of a hidden layer becomes :math:`u \leftarrow d u + (1 - d)\, \overline{|h_i|}\, \overline{|V_i|}`,
+    where :math:`V_i` are the weights that read unit i, and is corrected by :math:`1 - d^\text{age}`. Of the units that
+    are older than ``maturity_threshold`` updates, the share ``replacement_rate`` with the lowest utility is recycled;
+    fractions of units accumulate. The published values for Slippery Ant are a rate of 1e-4, a maturity of 10,000 and a
+    decay of .99, with Adam's betas (.99, .99), a learning rate of 1e-4 and L2 (``rl/cfg/sant/cbp.yml``).
 
-    Unlike the published code, the mean contribution really moves into the consumers' biases (there it is zeroed first)
-    and the optimizer's moments of the recycled slices restart (there plain Adam keeps them in RL). Behind another
-    convolution, the mean is taken over all positions.
+    There are two differences to the published code. The mean contribution is really moved into the biases of the units
+    that read it, whereas the published code zeroes it first. The optimizer's moments of the recycled slices restart,
+    whereas plain Adam keeps them in the published code for RL. For a unit that another convolution reads, the mean is
+    taken over all positions.
 
-    :param replacement_rate: share of the mature units of a layer that is recycled in an update
+    :param replacement_rate: share of the mature units of a layer that is recycled per update
     :param maturity_threshold: age in updates up to which a unit is protected
-    :param decay_rate: decay of utility and mean activation; 0 looks at the current update alone
-    :param utility: ``"contribution"``; ``"weight"`` (outgoing weights alone), ``"adaptation"`` (the reciprocal of the
-        incoming ones), ``"zero_contribution"`` (:math:`|h_i - \bar h_i|` in place of :math:`|h_i|`),
-        ``"adaptable_contribution"`` (that times adaptation), or ``"random"``
-    :param networks: names of networks; all if None
-    :param seed: of the new weights
-    :raises ValueError: for arguments outside what is accepted, and for networks without hidden units
+    :param decay_rate: decay of the utility and the mean activation; 0 considers only the current update
+    :param utility: ``"contribution"``; ``"weight"`` (only outgoing weights), ``"adaptation"`` (the reciprocal of the
+        incoming weights), ``"zero_contribution"`` (:math:`|h_i - \bar h_i|` in place of :math:`|h_i|`),
+        ``"adaptable_contribution"`` (the latter times adaptation), or ``"random"``
+    :param networks: names of the networks to act on, or None for all
+    :param seed: seed of the new weights
+    :raises ValueError: if an argument is out of range, or if a network has no hidden units
     """
 
     def __init__(
@@ -221,17 +224,19 @@ class ContinualBackprop(_ActivityRecycler):
 
 class ReDo(_ActivityRecycler):
     r"""
-    Recycle dormant units: those with :math:`\overline{|h_i|} \le \tau \cdot \mathrm{mean}_k \overline{|h_k|}`.
+    Recycle dormant units, which are those with :math:`\overline{|h_i|} \le \tau \cdot \mathrm{mean}_k
+    \overline{|h_k|}`.
 
-    Sokar et al. 2023, https://arxiv.org/abs/2302.12902. Published for DQN: tau .025 every 1,000 updates; on Ant tau .1
-    every 100 (Dohare et al.). It means little for activations other than ReLU's. It acts when the next rollout starts,
-    because it changes what the networks compute, and on the activations of all training passes since the last rollout.
+    Source: Sokar et al. 2023, https://arxiv.org/abs/2302.12902. The published values are a tau of .025 every 1,000
+    updates for DQN, and a tau of .1 every 100 updates on Ant (Dohare et al.). The criterion is hardly meaningful for
+    activations other than ReLU. The mitigation acts when the next rollout starts, because it changes the outputs of the
+    networks. It uses the activations of all training passes since the last rollout.
 
-    :param tau: threshold of a unit's score
-    :param every: updates of a network from one check to the next, at least
-    :param networks: names of networks; all if None
-    :param seed: of the new weights
-    :raises ValueError: for arguments outside what is accepted, and for networks without hidden units
+    :param tau: threshold of the score of a unit
+    :param every: minimum number of updates of a network between two checks
+    :param networks: names of the networks to act on, or None for all
+    :param seed: seed of the new weights
+    :raises ValueError: if an argument is out of range, or if a network has no hidden units
     """
 
     name: ClassVar[str] = "redo"
@@ -278,18 +283,19 @@ class ReDo(_ActivityRecycler):
 
 class ReGraMa(_Recycler):
     r"""
-    Recycle units whose gradient has vanished: those whose incoming weights have a mean absolute gradient of at most
-    :math:`\tau` times the layer's mean.
+    Recycle units whose gradient has vanished: the mean absolute gradient of their incoming weights is at most
+    :math:`\tau` times the mean of the layer.
 
-    *Measure gradients, not activations* (2025), https://arxiv.org/abs/2505.24061: tau .01 every 1,000 updates. It needs
-    no activations and serves any nonlinearity; units are cleared without moving their mean contribution. A penalty on
-    parameters is part of their gradient: let it not hide the loss's.
+    Source: *Measure gradients, not activations* (2025), https://arxiv.org/abs/2505.24061, with a tau of .01 every 1,000
+    updates. It needs no activations and works with any nonlinearity. Units are cleared without moving their mean
+    contribution. A penalty on parameters is part of their gradient, so make sure that it does not hide the gradient of
+    the loss.
 
-    :param tau: threshold of a unit's score
-    :param every: updates from one check to the next
-    :param networks: names of networks; all if None
-    :param seed: of the new weights
-    :raises ValueError: for arguments outside what is accepted, and for networks without hidden units
+    :param tau: threshold of the score of a unit
+    :param every: number of updates between two checks
+    :param networks: names of the networks to act on, or None for all
+    :param seed: seed of the new weights
+    :raises ValueError: if an argument is out of range, or if a network has no hidden units
     """
 
     name: ClassVar[str] = "regrama"
@@ -316,20 +322,20 @@ class ReGraMa(_Recycler):
 
 class SelfNormalizedResets(_ActivityRecycler):
     r"""
-    Self-normalised resets: a unit starts afresh when it has been silent for longer than is usual for it.
+    Reinitialise a unit when it has been silent for longer than is usual for this unit (self-normalised resets).
 
-    Farias and Jozefiak, ICLR 2025, https://arxiv.org/abs/2410.20098. Of each unit, the number of samples since it last
-    fired is compared with a percentile of those numbers at its own firings; ages are counted from update to update, and
-    kept in bins that double in width (the authors keep 20,000 counters a unit). The threshold starts at 10,000 samples,
-    is refreshed every ``refresh`` updates (doubled where the percentile is not below it), and stays between a batch and
-    20,000 samples. For ReLU alone.
+    Source: Farias and Jozefiak, ICLR 2025, https://arxiv.org/abs/2410.20098. For each unit, the number of samples since
+    it last fired is compared with a percentile of this number at its own firings. Ages are counted from update to
+    update and stored in bins whose width doubles; the authors store 20,000 counters per unit. The threshold starts at
+    10,000 samples. It is updated every ``refresh`` updates (doubled if the percentile is not below it), and stays
+    between one batch and 20,000 samples. Only ReLU is supported.
 
-    :param percentile: of a unit's own ages at firing
-    :param refresh: updates from one refreshing of the thresholds to the next
-    :param networks: names of networks; all if None
-    :param seed: of the new weights
-    :raises ValueError: for arguments outside what is accepted, for networks without hidden units, and for other
-        activations than ReLU
+    :param percentile: percentile of a unit's own ages at firing
+    :param refresh: number of updates between two updates of the thresholds
+    :param networks: names of the networks to act on, or None for all
+    :param seed: seed of the new weights
+    :raises ValueError: if an argument is out of range, if a network has no hidden units, or if its activations are not
+        ReLU
     """
 
     def __init__(
@@ -383,20 +389,20 @@ class SelfNormalizedResets(_ActivityRecycler):
 
 class CalibratedPartialResets(_Recycler):
     r"""
-    Calibrated partial resets: units with small gradients move a little way towards fresh ones.
+    Move units with small gradients a little towards fresh units (calibrated partial resets).
 
-    2026, https://arxiv.org/abs/2607.24996. :math:`u \leftarrow .99 u + .01 s` from 1, with s the mean absolute gradient
-    of a unit's incoming weights over its layer's mean. Every ``every`` updates
-    :math:`\phi = \min(1, 2\, \mathrm{sigmoid}(-16 (u - 1)))`, the incoming weights become
-    :math:`(1 - \rho \phi) W_i + \rho \phi W^\text{fresh}_i`, the outgoing ones :math:`(1 - \rho \phi) V_i`, and u is 1
-    again. Biases, the output layers' rows and the optimizer's moments are left alone.
+    Source: 2026, https://arxiv.org/abs/2607.24996. The score of a unit starts at 1 and becomes :math:`u \leftarrow .99
+    u + .01 s`, where s is the mean absolute gradient of its incoming weights divided by the mean of the layer. Every
+    ``every`` updates, with :math:`\phi = \min(1, 2\, \mathrm{sigmoid}(-16 (u - 1)))`, the incoming weights become
+    :math:`(1 - \rho \phi) W_i + \rho \phi W^\text{fresh}_i`, the outgoing weights become :math:`(1 - \rho \phi) V_i`,
+    and u becomes 1 again. Biases, the rows of the output layers and the optimizer's moments are not changed.
 
-    :param rho: size of a reset; .015 for Ant, .05 for Humanoid
-    :param every: updates from one reset to the next
-    :param decay_rate: of the score
-    :param networks: names of networks; all if None
-    :param seed: of the new weights
-    :raises ValueError: for arguments outside what is accepted, and for networks without hidden units
+    :param rho: size of a reset; published are .015 for Ant and .05 for Humanoid
+    :param every: number of updates between two resets
+    :param decay_rate: decay rate of the score
+    :param networks: names of the networks to act on, or None for all
+    :param seed: seed of the new weights
+    :raises ValueError: if an argument is out of range, or if a network has no hidden units
     """
 
     def __init__(

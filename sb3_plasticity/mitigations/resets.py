@@ -1,8 +1,9 @@
 """
-Resets: networks, or parts of them, start afresh at the change of a task or every so many environment steps.
+Resets: networks, or parts of them, restart at a change of the task or after a number of environment steps.
 
-All of them act before data are collected, never between collecting and updating: PPO's stored log probabilities would
-be those of another policy. They write into the tensors that are there, so optimizers keep hold of them.
+All of them act before data are collected, and never between data collection and update, because PPO's stored log
+probabilities would then belong to a different policy. They write into the existing tensors, so optimizers keep their
+parameters.
 """
 
 from collections.abc import Iterable
@@ -146,20 +147,22 @@ def empty_memory(model: Any) -> None:
 
 class LayerReset(_Reset):
     """
-    Start layers of a network afresh, and the optimizer's state of their parameters with them.
+    Reinitialise layers of a network, and reset the optimizer's state of their parameters.
 
-    Nikishin et al. 2022, https://arxiv.org/abs/2205.07802: every 200,000 environment steps all layers of SAC, targets
-    and optimizers included, the replay buffer kept (``layers="all"``); the last layer every 20,000 steps in SPR. Meant
-    for off-policy algorithms, which relearn from their replay: PPO has nothing to relearn from. The entropy coefficient
-    stays, and ``log_std`` unless told otherwise. Some published versions replace the modules and leave the new ones out
-    of the optimizer, so that they never train; here the tensors stay and their values change.
+    Source: Nikishin et al. 2022, https://arxiv.org/abs/2205.07802. The authors reset all layers of SAC, including
+    targets and optimizers, every 200,000 environment steps and keep the replay buffer (``layers="all"``); in SPR they
+    reset the last layer every 20,000 steps. The method is meant for off-policy algorithms, which relearn from their
+    replay buffer; PPO has nothing to relearn from. The entropy coefficient is kept, and so is ``log_std`` unless
+    requested otherwise. Some published versions replace the modules and leave the new ones out of the optimizer, so
+    they are never trained. Here, the tensors stay the same and their values change.
 
-    :param layers: how many layers from the output on, or ``"all"``
-    :param when: ``"task"``, or a number of environment steps
-    :param networks: names of the networks; all if None
-    :param log_std: whether what only sets the scale of exploration starts afresh, too: SAC's layer for it, PPO's vector
-    :param seed: of the draws
-    :raises ValueError: for arguments outside what is accepted
+    :param layers: number of layers, counted from the output, or ``"all"``
+    :param when: ``"task"`` for every change of the task, or a number of environment steps
+    :param networks: names of the networks to act on, or None for all
+    :param log_std: whether to reset parameters that only set the scale of exploration as well: SAC's layer for it, or
+        PPO's vector
+    :param seed: seed of the draws
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(
@@ -203,15 +206,15 @@ class LayerReset(_Reset):
 
 class ShrinkHead(_Reset):
     """
-    Multiply the output layers' weights and biases by a factor, and forget the optimizer's state of them.
+    Multiply the weights and biases of the output layers by a factor, and reset the optimizer's state of them.
 
-    From a public ablation on Slippery Ant (bnshin83's fork of UPGD, 2026): halved at a change of friction it did there
-    as well as continual backprop, where drawing the output layers anew made PPO's ratio explode.
+    This comes from a public ablation on Slippery Ant (bnshin83's fork of UPGD, 2026). There, halving the output layers
+    at a change of friction did as well as continual backprop, whereas reinitialising them made PPO's ratio explode.
 
-    :param factor: in [0, 1]; 1 changes nothing and keeps the optimizer's state
-    :param when: ``"task"``, or a number of environment steps
-    :param networks: names of the networks; all if None
-    :raises ValueError: for arguments outside what is accepted
+    :param factor: factor in [0, 1]; 1 changes nothing and keeps the optimizer's state
+    :param when: ``"task"`` for every change of the task, or a number of environment steps
+    :param networks: names of the networks to act on, or None for all
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(self, factor: float = 0.5, when: When = "task", networks: Iterable[str] | None = None) -> None:
@@ -234,15 +237,15 @@ class ShrinkHead(_Reset):
 
 class OptimizerReset(_Reset):
     """
-    Forget the optimizer's state: moments and step counts of all parameters.
+    Reset the optimizer's state, that is, the moments and step counts of all parameters.
 
-    Asadi et al. 2023, https://arxiv.org/abs/2306.17833. Juliani and Ash (2024) do it at every shift of every method,
-    the baseline included: compare methods with and without it.
+    Source: Asadi et al. 2023, https://arxiv.org/abs/2306.17833. Juliani and Ash (2024) do this at every shift for every
+    method including the baseline, so compare methods with and without it.
 
-    :param when: ``"task"``, or a number of environment steps
-    :param networks: names of the networks; all if None
-    :param log_std: whether the state of the exploration's parameters is forgotten, too
-    :raises ValueError: for arguments outside what is accepted
+    :param when: ``"task"`` for every change of the task, or a number of environment steps
+    :param networks: names of the networks to act on, or None for all
+    :param log_std: whether to reset the state of the parameters of exploration as well
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(self, when: When = "task", networks: Iterable[str] | None = None, log_std: bool = False) -> None:
@@ -258,19 +261,19 @@ class OptimizerReset(_Reset):
 
 class FIRE(_Reset):
     r"""
-    Make every weight matrix orthogonal: its polar factor, scaled to the variance of a fresh layer.
+    Make every weight matrix orthogonal, by its polar factor scaled to the variance of a fresh layer.
 
     .. math:: W \leftarrow \sqrt{d_\text{out} / d_\text{in}} \; U V^\top, \quad W = U \Sigma V^\top
 
-    Source: https://arxiv.org/abs/2602.08040, where ten Newton-Schulz iterations,
-    :math:`X \leftarrow 1.5 X - 0.5 X X^\top X`, approximate the polar factor that is computed here by a singular value
-    decomposition. A convolution is treated position by position of its kernel, divided by the number of positions.
-    Biases stay. As in the authors' SAC, the optimizer's state of the changed weights is forgotten, and the target
-    networks become copies of the networks. In PPO it changes the policy: use it at the change of a task.
+    Source: https://arxiv.org/abs/2602.08040. The authors approximate the polar factor by ten Newton-Schulz iterations,
+    :math:`X \leftarrow 1.5 X - 0.5 X X^\top X`; here it is computed by a singular value decomposition. A convolution is
+    treated separately for each position of its kernel and divided by the number of positions. Biases are not changed.
+    As in the authors' SAC, the optimizer's state of the changed weights is reset, and target networks become copies of
+    the networks. In PPO, this mitigation changes the policy, so use it at a change of the task.
 
-    :param when: ``"task"``, or a number of environment steps
-    :param networks: names of the networks; all if None
-    :raises ValueError: for arguments outside what is accepted
+    :param when: ``"task"`` for every change of the task, or a number of environment steps
+    :param networks: names of the networks to act on, or None for all
+    :raises ValueError: if an argument is out of range
     """
 
     def __init__(self, when: When = "task", networks: Iterable[str] | None = None) -> None:
