@@ -99,7 +99,8 @@ def improvement(own: np.ndarray, baseline: np.ndarray) -> Estimate:
 
     :param own: (n,) a number for each run
     :param baseline: (m,) likewise
-    :return: probability with a bootstrap interval that resamples both sides
+    :return: probability with a bootstrap interval that resamples both sides; NaN unless each has two runs, because a
+        single run can only be better than all or than none of its like
     """
 
     def probability(left: np.ndarray, right: np.ndarray, axis: int) -> np.ndarray:
@@ -107,7 +108,7 @@ def improvement(own: np.ndarray, baseline: np.ndarray) -> Estimate:
         return np.asarray((pairs.mean(axis=(-2, -1)) + 1) / 2)
 
     sides = [_finite(own), _finite(baseline)]
-    return _bootstrapped(sides if all(side.size for side in sides) else [], probability, sides[0].size)
+    return _bootstrapped(sides if all(side.size > 1 for side in sides) else [], probability, sides[0].size)
 
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

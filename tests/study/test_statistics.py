@@ -145,7 +145,9 @@ def test_probability_of_improvement_is_mann_whitneys() -> None:
     assert improvement(own + 10, baseline) == improvement(own + 20, baseline)
     sure = improvement(own + 10, baseline)
     assert (sure.value, sure.low, sure.high, sure.n) == (1, 1, 1, 3)
-    assert not improvement(own[:1], baseline).has_interval and math.isnan(improvement(own[3:], baseline).value)
+    # a single run beats all or none of its like: 0 or 1, which is no probability
+    for runs in ((own[:1], baseline), (own, baseline[:1]), (own[3:], baseline)):
+        assert math.isnan(improvement(*runs).value) and not improvement(*runs).has_interval
 
 
 def test_holm_by_hand() -> None:
