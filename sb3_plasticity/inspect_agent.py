@@ -33,8 +33,9 @@ from sb3_plasticity.curvature.plots import plot_density
 from sb3_plasticity.curvature.spectrum import Spectrum
 from sb3_plasticity.zoo import checkpoints
 from sb3_plasticity.zoo.algorithms import ALGOS
+from sb3_plasticity.zoo.commands import whole
 from sb3_plasticity.zoo.errors import UsageError
-from sb3_plasticity.zoo.options import StoreValues, check_known, whole
+from sb3_plasticity.zoo.options import StoreValues, check_known
 from sb3_plasticity.zoo.trained_agent import make_world, model_path, spec_of
 
 # Fresh networks that an agent is held against.

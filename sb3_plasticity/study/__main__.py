@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sb3_plasticity.zoo.commands import Command, main
+from sb3_plasticity.zoo.commands import Command, main, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("study", type=Path, help="study file (YAML)")
     run.add_argument("-f", "--out", type=Path, help="folder of the runs (default: runs/<name of the study>)")
-    run.add_argument("--jobs", type=_positive, help="runs at a time (default: as many as there is room for)")
+    run.add_argument("--jobs", type=whole(1), help="runs at a time (default: as many as there is room for)")
     place = run.add_mutually_exclusive_group()
     place.add_argument("--ray", metavar="ADDRESS", help="train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
     place.add_argument(
@@ -63,13 +63,6 @@ def _report(options: argparse.Namespace) -> int:
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         print(write_report(options.runs, options.out, options.baseline))
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return number
 
 
 def _pair(text: str) -> tuple[str, Any]:

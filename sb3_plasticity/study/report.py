@@ -189,18 +189,11 @@ class Report:
 
     def _noted(self, name: str, env_id: str, table: pd.DataFrame) -> list[dict[str, Any]]:
         """Keep a table for its CSV file, with a column for each end of an interval, and return its rows."""
-        if len(table):
-            columns: dict[str, Any] = {}
-            for column in table:
-                if isinstance(table[column].iloc[0], Estimate):
-                    columns |= {
-                        f"{column}{end}": table[column].map(lambda each, key=key: getattr(each, key))
-                        for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
-                    }
-                else:
-                    columns[str(column)] = table[column]
-            self.numbers.setdefault(name, []).append(pd.DataFrame(columns).assign(env_id=env_id))
-        return [{str(key): cell for key, cell in row.items()} for row in table.to_dict("records")]
+        rows = [{str(key): cell for key, cell in row.items()} for row in table.to_dict("records")]
+        if rows:
+            wide = [{key + end: of for key, cell in row.items() for end, of in _ends(cell).items()} for row in rows]
+            self.numbers.setdefault(name, []).append(pd.DataFrame(wide).assign(env_id=env_id))
+        return rows
 
     def _save(self, name: str, figure: Figure) -> dict[str, str]:
         buffer = io.BytesIO()
@@ -219,6 +212,10 @@ class Report:
         return {
             str(name): ", ".join(column.dropna().astype(str).unique()) for name, column in pd.DataFrame(facts).items()
         }
+
+
+def _ends(cell: Any) -> dict[str, Any]:
+    return {"": cell.value, "_low": cell.low, "_high": cell.high} if isinstance(cell, Estimate) else {"": cell}
 
 
 def _censored(of: dict[str, Estimate], period: int) -> object:

@@ -13,9 +13,9 @@ from rl_zoo3.utils import EnvironmentName, get_hf_trained_models
 from sb3_plasticity.common.files import replacing
 from sb3_plasticity.zoo import enjoy
 from sb3_plasticity.zoo.checkpoints import steps_in
+from sb3_plasticity.zoo.commands import whole
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import read_table
-from sb3_plasticity.zoo.options import whole
 from sb3_plasticity.zoo.trained_agent import model_path
 
 

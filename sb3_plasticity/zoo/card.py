@@ -11,11 +11,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_plasticity.common.files import make_new, numbered
 from sb3_plasticity.envs import has_clock
+from sb3_plasticity.zoo.commands import whole
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.evaluation import fixed_tasks
 from sb3_plasticity.zoo.folder import file_name
 from sb3_plasticity.zoo.hub import CLIP, read_repository, write_repository
-from sb3_plasticity.zoo.options import whole
 from sb3_plasticity.zoo.record_video import film
 from sb3_plasticity.zoo.trained_agent import TrainedAgent, add_agent_options, load_agent, make_world
 

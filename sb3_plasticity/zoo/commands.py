@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from sb3_plasticity.common.checks import nearest
@@ -53,6 +53,29 @@ class Parser(argparse.ArgumentParser):
         elif match := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
             hint = nearest(match[1], self._option_string_actions)
         raise UsageError(f"{message}{hint}")
+
+
+def whole(at_least: int, also: Iterable[int] = ()) -> Callable[[str], int]:
+    """
+    Make the type of an option that is a whole number.
+
+    :param at_least: smallest accepted number
+    :param also: further accepted numbers
+    :return: for ``type=``
+    """
+    further = list(also)
+
+    def parse(text: str) -> int:
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not number.is_integer() or not (number >= at_least or number in further):
+            accepted = f"a whole number >= {at_least}" + "".join(f" or {other}" for other in further)
+            raise argparse.ArgumentTypeError(f"must be {accepted}, got {text!r}")
+        return int(number)
+
+    return parse
 
 
 def main(commands: Mapping[str, Command], prog: str, arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import ast
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -54,29 +54,6 @@ def _evaluate(node: ast.expr) -> Any:
             modules = {"nn": nn, "th.nn": nn, "torch.nn": nn, "th.optim": optim, "torch.optim": optim}
             return getattr(modules[ast.unparse(owner)], name)
     return ast.literal_eval(node)
-
-
-def whole(at_least: int, also: Iterable[int] = ()) -> Callable[[str], int]:
-    """
-    Make the type of an option that is a whole number.
-
-    :param at_least: smallest accepted number
-    :param also: further accepted numbers
-    :return: for ``type=``
-    """
-    further = list(also)
-
-    def parse(text: str) -> int:
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if not number.is_integer() or not (number >= at_least or number in further):
-            accepted = f"a whole number >= {at_least}" + "".join(f" or {other}" for other in further)
-            raise argparse.ArgumentTypeError(f"must be {accepted}, got {text!r}")
-        return int(number)
-
-    return parse
 
 
 def check_known(algo: str, env_id: str, gym_packages: Iterable[str] = ()) -> None:

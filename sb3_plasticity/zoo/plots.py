@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 
 from sb3_plasticity.common.files import numbered
 from sb3_plasticity.envs.rendering import has_display
+from sb3_plasticity.zoo.commands import whole
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import RunFolder, read_table
-from sb3_plasticity.zoo.options import whole
 
 OF_RL_ZOO = {
     "all_plots": "learning curves of several algorithms and environments, from their evaluations (rl-zoo's)",

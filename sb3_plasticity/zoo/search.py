@@ -18,10 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_plasticity.zoo.commands import whole
 from sb3_plasticity.zoo.errors import RunError, UsageError, mistakes_in
 from sb3_plasticity.zoo.evaluation import episodes_for
 from sb3_plasticity.zoo.experiment import Experiment
-from sb3_plasticity.zoo.options import whole
 from sb3_plasticity.zoo.spec import RunSpec
 
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError)
@@ -59,11 +59,12 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--n-trials", type=whole(1), default=500, help="number of trials of this process (default: 500)")
     add("--max-total-trials", type=whole(1), help="number of trials of all processes together, instead of --n-trials")
     add("--n-jobs", type=whole(1, [-1]), default=1, help="trials that run at the same time (default: 1)")
-    add("--sampler", choices=["random", "tpe", "auto"], default="tpe", help="of hyper-parameters (default: tpe)")
+    add("--sampler", choices=["random", "tpe", "auto"], default="tpe", help="of the hyper-parameters (default: tpe)")
     pruner = "of trials that do badly (default: median)"
     add("--pruner", choices=["halving", "median", "none"], default="median", help=pruner)
     add("--n-startup-trials", type=whole(0), default=10, help="trials before sampler and pruner begin (default: 10)")
-    add("--n-evaluations", type=whole(1), help=f"per trial (default: one per 100,000 steps, at least {EVALUATIONS})")
+    evaluations = f"evaluations per trial (default: one per 100,000 steps, at least {EVALUATIONS})"
+    add("--n-evaluations", type=whole(1), help=evaluations)
     add("--storage", help="where trials are kept: a file (.log) or the URL of a database (default: they are not kept)")
     add("--study-name", help="name of the study in the storage")
     add("--trial-id", type=whole(0), help="train with the hyper-parameters of this trial of the study")

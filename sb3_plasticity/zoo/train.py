@@ -19,10 +19,11 @@ from rl_zoo3.utils import EnvironmentName
 from sb3_plasticity.common.files import make_new
 from sb3_plasticity.zoo import checkpoints, config
 from sb3_plasticity.zoo.algorithms import ALGOS
+from sb3_plasticity.zoo.commands import whole
 from sb3_plasticity.zoo.errors import SetupError, UsageError, mistakes_in
 from sb3_plasticity.zoo.experiment import VEC_ENVS
 from sb3_plasticity.zoo.folder import RunFolder, file_name
-from sb3_plasticity.zoo.options import StoreValues, check_known, whole
+from sb3_plasticity.zoo.options import StoreValues, check_known
 from sb3_plasticity.zoo.search import Search, add_search_options, read_trial
 from sb3_plasticity.zoo.spec import FIXED, RunSpec
 from sb3_plasticity.zoo.trained_agent import spec_of
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", help="take this entry of the file, not the environment's own: paper-l2er, dohare-l2, ...")
     add("-params", "--hyperparams", **pairs, help="hyper-parameters that override those of the file")
     add("-n", "--n-timesteps", type=whole(1, [-1]), help="number of steps; for a resumed run, the total")
-    add("--seed", type=whole(0, [-1]), help="of environments and agent (default: a random one)")
+    add("--seed", type=whole(0, [-1]), help="seed of the environments and the agent (default: random)")
     add(
         *("-i", "--trained-agent"),
         metavar="RUN",

@@ -18,10 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_plasticity.envs import has_clock
 from sb3_plasticity.zoo import checkpoints, config
 from sb3_plasticity.zoo.algorithms import ALGOS
+from sb3_plasticity.zoo.commands import whole
 from sb3_plasticity.zoo.errors import UsageError, mistakes_in
 from sb3_plasticity.zoo.experiment import Experiment
 from sb3_plasticity.zoo.folder import RunFolder, file_name, step_of
-from sb3_plasticity.zoo.options import StoreValues, check_known, whole
+from sb3_plasticity.zoo.options import StoreValues, check_known
 from sb3_plasticity.zoo.spec import RunSpec
 
 # Of an entry, what makes the world that its agent sees.
