@@ -18,8 +18,8 @@ from sb3_plasticity.callbacks.measuring import AgentMeasures, Measures
 from sb3_plasticity.callbacks.metrics import DEFAULT_METRICS, Metric, dormant, find_metrics
 from sb3_plasticity.callbacks.tasks import NO_TASK, tasks_of
 from sb3_plasticity.callbacks.tensorboard import OVERVIEW, SERIES, Layout, add_charts, summary_writer
-from sb3_plasticity.common.checks import check_count, check_names, must_be, suggests_names
-from sb3_plasticity.common.plasticity import DORMANT_TAU, check_tau
+from sb3_plasticity.common.checks import check_count, check_names, check_number, must_be, suggests_names
+from sb3_plasticity.common.plasticity import DORMANT_TAU
 
 # Not one that people give to their runs, so that the control is not the very network that training began with.
 CONTROL_SEED = 20_230_213
@@ -117,7 +117,7 @@ class PlasticityCallback(BaseCallback):
         if every is not None:
             check_count("every", every, at_least=1)
         check_count("n_samples", n_samples, at_least=2)
-        check_tau(tau)
+        check_number("tau", tau, at_least=0)
         if not isinstance(control, bool):
             raise must_be("control", "True or False", control)
         if networks is not None and (isinstance(networks, str) or not networks):

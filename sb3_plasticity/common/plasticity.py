@@ -1,9 +1,10 @@
 """Measures of plasticity: pure functions of a layer's features and of its parameters."""
 
-import math
 from collections.abc import Iterable
 
 import torch as th
+
+from sb3_plasticity.common.checks import check_number, must_be
 
 # The threshold of Sokar et al. (2023) in their default setting.
 DORMANT_TAU = 0.025
@@ -27,7 +28,7 @@ def stable_rank(features: th.Tensor) -> th.Tensor:
     :return: scalar, float64; 0 for all-zero features
     :raises ValueError: for another shape or dtype, an empty matrix, or a NaN or infinity
     """
-    _check_features(features)
+    _check_matrix("features", features)
     values = features.detach()
     if values.dtype != th.float64:
         values = values.to(th.float32)
@@ -58,8 +59,8 @@ def dormant_units(features: th.Tensor, tau: float = DORMANT_TAU) -> th.Tensor:
     :return: (d,) bool
     :raises ValueError: for a negative or non-finite ``tau``, another shape or dtype, or a NaN or infinity
     """
-    check_tau(tau)
-    _check_features(features)
+    check_number("tau", tau, at_least=0)
+    _check_matrix("features", features)
     activity = features.detach().to(th.float64).abs().mean(0)
     return activity <= tau * activity.mean()
 
@@ -75,7 +76,7 @@ def dead_units(features: th.Tensor) -> th.Tensor:
     :return: (d,) bool
     :raises ValueError: for another shape or dtype, an empty matrix, or a NaN or infinity
     """
-    _check_features(features)
+    _check_matrix("features", features)
     return (features.detach() == 0).all(0)
 
 
@@ -91,9 +92,8 @@ def saturated_units(features: th.Tensor, threshold: float = SATURATION) -> th.Te
     :return: (d,) bool
     :raises ValueError: for ``threshold`` outside (0, 1), another shape or dtype, or a NaN or infinity
     """
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold={threshold!r}: accepted are numbers in (0, 1)")
-    _check_features(features)
+    check_number("threshold", threshold, above=0, below=1)
+    _check_matrix("features", features)
     return (features.detach().abs() > threshold).all(0)
 
 
@@ -115,8 +115,8 @@ def inactive_gradients(weight_gradients: th.Tensor, tau: float = GRAMA_TAU) -> t
     :return: (d,) bool
     :raises ValueError: for a negative or non-finite ``tau``, another shape or dtype, or a NaN or infinity
     """
-    check_tau(tau)
-    _check_features(weight_gradients)
+    check_number("tau", tau, at_least=0)
+    _check_matrix("weight_gradients", weight_gradients)
     magnitude = weight_gradients.detach().to(th.float64).abs().mean(1)
     return magnitude <= tau * magnitude.mean()
 
@@ -132,7 +132,7 @@ def row_cosine(weight: th.Tensor) -> th.Tensor:
     :return: scalar, float64; 0 for a single row
     :raises ValueError: for another shape or dtype, or a NaN or infinity
     """
-    _check_features(weight)
+    _check_matrix("weight", weight)
     rows = th.nn.functional.normalize(weight.detach().to(th.float64), dim=1, eps=1e-300)
     count = len(rows)
     if count < 2:
@@ -148,7 +148,7 @@ def largest_singular_value(weight: th.Tensor) -> th.Tensor:
     :return: scalar, float64
     :raises ValueError: for another shape or dtype, or a NaN or infinity
     """
-    _check_features(weight)
+    _check_matrix("weight", weight)
     matrix = weight.detach().to(th.float64)
     gram = matrix @ matrix.mT if len(matrix) < matrix.shape[1] else matrix.mT @ matrix
     value: th.Tensor = th.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt()
@@ -166,22 +166,11 @@ def euclidean_norm(tensors: Iterable[th.Tensor]) -> th.Tensor:
     return th.stack(squares).sum().sqrt() if squares else th.zeros((), dtype=th.float64)
 
 
-def check_tau(tau: float) -> None:
-    """
-    Refuse a threshold of dormancy that is not a finite number >= 0.
-
-    :param tau: threshold on the score of a unit
-    :raises ValueError: naming the value
-    """
-    if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not (math.isfinite(tau) and tau >= 0):
-        raise ValueError(f"tau={tau!r}: accepted are finite numbers >= 0")
-
-
-def _check_features(features: th.Tensor) -> None:
-    if not isinstance(features, th.Tensor) or not features.is_floating_point():
-        found = f"a tensor of {features.dtype}" if isinstance(features, th.Tensor) else type(features).__name__
-        raise ValueError(f"features must be a tensor of floating-point numbers, got {found}")
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"features must have shape (N, d) with N, d >= 1, got {tuple(features.shape)}")
-    if not bool(th.isfinite(features.detach()).all()):
-        raise ValueError("features contain NaN or infinity")
+def _check_matrix(name: str, values: th.Tensor) -> None:
+    if not isinstance(values, th.Tensor) or not values.is_floating_point():
+        found = f"a tensor of {values.dtype}" if isinstance(values, th.Tensor) else type(values).__name__
+        raise ValueError(f"`{name}` must be a tensor of floating-point numbers, got {found}")
+    if values.ndim != 2 or 0 in values.shape:
+        raise must_be(name, "of two axes, none of length 0", tuple(values.shape))
+    if not bool(th.isfinite(values.detach()).all()):
+        raise ValueError(f"{name} contain NaN or infinity")

@@ -82,7 +82,7 @@ def rollout_samples(buffer: RolloutBuffer, rows: np.ndarray | None = None) -> Sa
         return MaskableRolloutBufferSamples(**fields, action_masks=tensor(buffer.action_masks))
     if is_recurrent(buffer):
         if rows.ndim != 2:
-            raise ValueError(f"rows must have shape (n_sequences, length) for a recurrent buffer, got {rows.shape}")
+            raise ValueError(f"`rows` must have shape (n_sequences, length) for a recurrent buffer, got {rows.shape}")
         env, step = np.divmod(rows[:, 0], buffer.buffer_size)
 
         def state(array: np.ndarray) -> th.Tensor:  # (n_steps, layers, n_envs, hidden) -> (layers, n_sequences, hidden)

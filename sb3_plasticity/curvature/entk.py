@@ -35,5 +35,5 @@ def entk_spectrum(
         )
     if not isinstance(outputs, th.Tensor) or outputs.ndim != 2:
         found = tuple(outputs.shape) if isinstance(outputs, th.Tensor) else type(outputs).__name__
-        raise ValueError(f"output_fn must return a tensor of shape (N, C), got {found}")
+        raise ValueError(f"`output_fn` must return a tensor of shape (N, C), got {found}")
     return ggn_spectrum(output_fn, params, inputs, th.ones_like(outputs), dtype=dtype)

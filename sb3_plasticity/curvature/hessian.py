@@ -98,7 +98,7 @@ def hessian_vector_product(
     shapes = {name: tuple(value.shape) for name, value in params.items()}
     found = {name: tuple(value.shape) for name, value in vector.items()}
     if found != shapes:
-        raise ValueError(f"vector must have the names and shapes of params, {shapes}, got {found}")
+        raise ValueError(f"`vector` must have the names and shapes of `params`, {shapes}, got {found}")
     matvec, _, reference = _hessian_operator(loss_fn, params, batch, dtype, n_products=1)
     view = FlatView(params)
     return view.unflatten(matvec(view.flatten(vector).to(reference)))
@@ -115,10 +115,11 @@ def _hessian_operator(
     with th.enable_grad():
         loss = loss_fn(leaves, cast_floating(batch, dtype))
         if not isinstance(loss, th.Tensor) or loss.numel() != 1:
-            raise ValueError(f"loss_fn must return a scalar tensor, got {getattr(loss, 'shape', type(loss).__name__)}")
+            found = tuple(loss.shape) if isinstance(loss, th.Tensor) else type(loss).__name__
+            raise ValueError(f"`loss_fn` must return a scalar tensor, got {found}")
         _check_finite(loss, "the loss")
         if not loss.requires_grad:
-            raise ValueError("loss_fn's result does not depend on params: no gradient reaches them")
+            raise ValueError("`loss_fn` must depend on `params`, got a result from which no gradient reaches them")
         grads = th.autograd.grad(loss.reshape(()), values, create_graph=True, materialize_grads=True)
     for name, grad in zip(leaves, grads, strict=True):
         _check_finite(grad, f"the gradient of {name}")

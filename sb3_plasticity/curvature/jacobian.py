@@ -12,6 +12,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_plasticity.common.checks import must_be
 from sb3_plasticity.curvature.parameters import cast_floating, check_params
 from sb3_plasticity.curvature.watch import Call, OutputFn, watched_forward
 
@@ -280,11 +281,12 @@ def _batched_grad(outputs: th.Tensor, leaves: list[th.Tensor], cotangents: th.Te
 def _hessian_roots(output_hessian: th.Tensor) -> th.Tensor:
     """Return R (N, C, K) in float64 with R R^T = output_hessian / N; columns that are zero throughout are left out."""
     if not isinstance(output_hessian, th.Tensor) or output_hessian.ndim not in (2, 3) or 0 in output_hessian.shape:
-        found = getattr(output_hessian, "shape", type(output_hessian).__name__)
-        raise ValueError(f"output_hessian must be a tensor of shape (N, C, C) or (N, C), got {found}")
+        shape = getattr(output_hessian, "shape", None)
+        found = type(output_hessian).__name__ if shape is None else tuple(shape)
+        raise ValueError(f"`output_hessian` must be a tensor of shape (N, C, C) or (N, C), got {found}")
     hessian = output_hessian.detach().to(th.float64)
     if hessian.ndim == 3 and hessian.shape[1] != hessian.shape[2]:
-        raise ValueError(f"output_hessian must have shape (N, C, C) or (N, C), got {tuple(hessian.shape)}")
+        raise must_be("output_hessian", "of shape (N, C, C) or (N, C)", tuple(hessian.shape))
     if not bool(th.isfinite(hessian).all()):
         raise FloatingPointError("NaN or infinity in output_hessian")
     if hessian.ndim == 3 and not bool((hessian - th.diag_embed(hessian.diagonal(dim1=1, dim2=2))).count_nonzero()):
@@ -294,8 +296,8 @@ def _hessian_roots(output_hessian: th.Tensor) -> th.Tensor:
     else:
         values, vectors = th.linalg.eigh((hessian + hessian.mT) / 2)
     largest = float(values.abs().max())
-    if float(values.min()) < -1e-5 * largest:
-        raise ValueError(f"output_hessian must be positive semi-definite, has an eigenvalue of {float(values.min()):g}")
+    if (smallest := float(values.min())) < -1e-5 * largest:
+        raise ValueError(f"`output_hessian` must be positive semi-definite, got an eigenvalue of {smallest:g}")
     # Rounding of a singular one, such as a softmax's.
     values = th.where(values > 1e-12 * values.amax(1, keepdim=True), values, 0.0)
     roots = vectors * (values / len(hessian)).sqrt()[:, None, :]

@@ -58,9 +58,9 @@ def check_params(params: dict[str, th.Tensor]) -> None:
     for name, value in params.items():
         if not isinstance(value, th.Tensor) or not value.is_floating_point():
             found = value.dtype if isinstance(value, th.Tensor) else type(value).__name__
-            raise ValueError(f"params[{name!r}] must be a floating point tensor, got {found}")
+            raise ValueError(f"`params[{name!r}]` must be a floating point tensor, got {found}")
     if sum(value.numel() for value in params.values()) == 0:
-        raise ValueError(f"params={sorted(params)!r}: accepted are one or more parameters; the network has none")
+        raise ValueError(f"`params` must hold one or more numbers, got {sorted(params)}: the network has none")
 
 
 def cast_floating(tree: Any, dtype: th.dtype | None) -> Any:

@@ -117,13 +117,13 @@ class Spectrum:
         for name in ("nodes", "weights"):
             array = np.array(getattr(self, name), dtype=np.float64)
             if array.ndim != 2 or 0 in array.shape:
-                raise ValueError(f"{name} must have shape (draws, k), both at least 1, got {array.shape}")
+                raise must_be(name, "of shape (draws, k), both at least 1", array.shape)
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} contain NaN or infinity")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         if self.nodes.shape != self.weights.shape:
-            raise ValueError(f"nodes have shape {self.nodes.shape}, weights {self.weights.shape}: must be equal")
+            raise must_be("weights", f"of the shape of `nodes`, {self.nodes.shape}", self.weights.shape)
         if self.residuals is not None:
             residuals = np.array(self.residuals, dtype=np.float64)
             if residuals.shape != self.nodes.shape or not (residuals >= 0).all():
@@ -131,7 +131,7 @@ class Spectrum:
             residuals.flags.writeable = False
             object.__setattr__(self, "residuals", residuals)
         if (self.weights < 0).any() or not np.allclose(self.weights.sum(1), 1.0, atol=1e-6):
-            raise ValueError(f"weights must be >= 0 and sum to 1 in every draw, sums are {self.weights.sum(1)}")
+            raise ValueError(f"`weights` must be >= 0 and sum to 1 in every draw, got sums of {self.weights.sum(1)}")
         if int(self.dim) != self.dim or self.dim < 1:
             raise must_be("dim", "a whole number >= 1", self.dim)
 
@@ -157,7 +157,7 @@ class Spectrum:
         values = np.asarray(eigenvalues if isinstance(eigenvalues, np.ndarray) else list(eigenvalues), dtype=np.float64)
         dim = values.size if dim is None else dim
         if values.ndim != 1 or values.size > dim:
-            raise ValueError(f"eigenvalues must have shape (k,) with k <= dim={dim}, got {values.shape}")
+            raise must_be("eigenvalues", f"of shape (k,) with k <= dim={dim}", values.shape)
         weights = np.full(values.size, 1.0 / dim)
         if values.size < dim:
             values, weights = np.append(values, 0.0), np.append(weights, (dim - values.size) / dim)
@@ -380,4 +380,4 @@ def _x_log_x(values: np.ndarray) -> np.ndarray:
 def _to_json(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"info must hold numbers, strings, lists and dicts, got {type(value).__name__}: {value!r}")
+    raise TypeError(f"`info` must hold numbers, strings, lists and dicts, got {type(value).__name__}: {value!r}")

@@ -164,10 +164,9 @@ def _unfit(outputs: th.Tensor, calls: list[Call], leaves: dict[str, th.Tensor]) 
 def _check_outputs(outputs: th.Tensor, output_hessian: th.Tensor) -> None:
     if not isinstance(outputs, th.Tensor) or outputs.ndim != 2 or outputs.shape != output_hessian.shape[:2]:
         found = tuple(outputs.shape) if isinstance(outputs, th.Tensor) else type(outputs).__name__
-        raise ValueError(
-            f"output_fn must return (N, C) as in the shape of output_hessian {tuple(output_hessian.shape)}, got {found}"
-        )
+        shape = tuple(output_hessian.shape)
+        raise ValueError(f"`output_fn` must return (N, C) as in the shape of `output_hessian`, {shape}, got {found}")
     if not bool(th.isfinite(outputs.detach()).all()):
         raise FloatingPointError("NaN or infinity in the outputs")
     if not outputs.requires_grad:
-        raise ValueError("output_fn's result does not depend on params: no gradient reaches them")
+        raise ValueError("`output_fn` must depend on `params`, got a result from which no gradient reaches them")

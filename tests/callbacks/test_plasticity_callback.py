@@ -477,8 +477,8 @@ class TestBadInput:
             (dict(every=True), "`every` must be a whole number >= 1, got True"),
             (dict(n_samples=1), "`n_samples` must be a whole number >= 2, got 1"),
             (dict(n_samples=64.0), "`n_samples` must be a whole number >= 2, got 64.0"),
-            (dict(tau=-0.1), "tau=-0.1: accepted are finite numbers >= 0"),
-            (dict(tau=float("nan")), "tau=nan"),
+            (dict(tau=-0.1), "`tau` must be a finite number >= 0, got -0.1"),
+            (dict(tau=float("nan")), "`tau` must be a finite number >= 0, got nan"),
             (dict(control="yes"), "`control` must be True or False, got 'yes'"),
         ],
     )

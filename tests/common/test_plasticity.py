@@ -91,11 +91,11 @@ def test_euclidean_norm() -> None:
 @pytest.mark.parametrize(
     "features, message",
     [
-        (th.zeros(3), r"features must have shape \(N, d\) with N, d >= 1, got \(3,\)"),
+        (th.zeros(3), r"`(features|weight)` must be of two axes, none of length 0, got \(3,\)"),
         (th.zeros(0, 3), r"got \(0, 3\)"),
         (
             th.zeros(2, 2, dtype=th.long),
-            "features must be a tensor of floating-point numbers, got a tensor of torch.int64",
+            "` must be a tensor of floating-point numbers, got a tensor of torch.int64",
         ),
         ([[1.0]], "got list"),
         (th.tensor([[1.0, float("nan")]]), "features contain NaN or infinity"),
@@ -109,13 +109,13 @@ def test_bad_features(measure: Callable[..., Any], features: th.Tensor | list[li
 
 @pytest.mark.parametrize("tau", [-0.1, float("nan"), float("inf"), "0.1", True])
 def test_bad_tau(tau: Any) -> None:
-    with pytest.raises(ValueError, match=f"tau={tau!r}: accepted are finite numbers >= 0"):
+    with pytest.raises(ValueError, match=f"`tau` must be a finite number >= 0, got {tau!r}"):
         dormant_units(th.ones(2, 2), tau)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, float("nan")])
 def test_bad_threshold(threshold: float) -> None:
-    with pytest.raises(ValueError, match=f"threshold={threshold!r}: accepted are numbers in"):
+    with pytest.raises(ValueError, match=f"`threshold` must be a finite number > 0 and < 1, got {threshold!r}"):
         saturated_units(th.ones(2, 2), threshold)
 
 

@@ -42,5 +42,5 @@ def test_a_linear_model_has_the_gram_matrix_of_its_inputs() -> None:
 
 
 def test_bad_outputs() -> None:
-    with pytest.raises(ValueError, match=r"output_fn must return a tensor of shape \(N, C\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"`output_fn` must return a tensor of shape \(N, C\), got \(3,\)"):
         entk_spectrum(lambda p, x: x @ p["w"], {"w": randn(5)}, randn(3, 5))

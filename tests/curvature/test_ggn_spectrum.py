@@ -256,13 +256,13 @@ def test_bad_input() -> None:
     ones = th.ones(5, 2, dtype=th.float64)
     with pytest.raises(ValueError, match="the network has none"):
         ggn_spectrum(call, {}, randn(5, 3), ones)
-    with pytest.raises(ValueError, match="output_hessian must be a tensor of shape"):
+    with pytest.raises(ValueError, match="`output_hessian` must be a tensor of shape"):
         ggn_spectrum(call, named(net), randn(5, 3), th.ones(5))
-    with pytest.raises(ValueError, match=r"output_fn must return \(N, C\).*\(4, 2\), got \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"`output_fn` must return \(N, C\).*\(4, 2\), got \(5, 2\)"):
         ggn_spectrum(call, named(net), randn(5, 3), ones[:4])
-    with pytest.raises(ValueError, match="positive semi-definite, has an eigenvalue of -1"):
+    with pytest.raises(ValueError, match="positive semi-definite, got an eigenvalue of -1"):
         ggn_spectrum(call, named(net), randn(5, 3), -ones)
-    with pytest.raises(ValueError, match="does not depend on params"):
+    with pytest.raises(ValueError, match="`output_fn` must depend on `params`"):
         ggn_spectrum(lambda p, x: th.zeros(5, 2), named(net), randn(5, 3), ones)
     with pytest.raises(FloatingPointError, match="the outputs"):
         ggn_spectrum(call, named(net), randn(5, 3) * float("nan"), ones)

@@ -223,7 +223,7 @@ def test_hessian_vector_product() -> None:
     flat = dense_hessian(mse, params, BATCH) @ th.cat([value.reshape(-1) for value in vector.values()])
     th.testing.assert_close(th.cat([value.reshape(-1) for value in product.values()]), flat)
     assert {k: v.shape for k, v in product.items()} == {k: v.shape for k, v in params.items()}
-    with pytest.raises(ValueError, match="vector must have the names and shapes"):
+    with pytest.raises(ValueError, match="`vector` must have the names and shapes"):
         hessian_vector_product(mse, params, BATCH, {"0.weight": vector["0.weight"]})
 
 
@@ -268,11 +268,11 @@ def test_bad_input() -> None:
         hessian_spectrum(mse, params, BATCH, draws=0)
     with pytest.raises(ValueError, match="the network has none"):
         hessian_spectrum(mse, {}, BATCH)
-    with pytest.raises(ValueError, match=r"params\['index'\] must be a floating point tensor"):
+    with pytest.raises(ValueError, match=r"`params\['index'\]` must be a floating point tensor"):
         hessian_spectrum(mse, {"index": th.arange(3)}, BATCH)
-    with pytest.raises(ValueError, match="loss_fn must return a scalar"):
+    with pytest.raises(ValueError, match="`loss_fn` must return a scalar"):
         hessian_spectrum(lambda p, b: p["0.bias"], params, BATCH)
-    with pytest.raises(ValueError, match="does not depend on params"):
+    with pytest.raises(ValueError, match="`loss_fn` must depend on `params`"):
         hessian_spectrum(lambda p, b: th.zeros(()), params, BATCH)
 
 

@@ -126,8 +126,8 @@ def test_arrays_are_float64_and_frozen() -> None:
 @pytest.mark.parametrize(
     "nodes, weights, dim, message",
     [
-        ([1.0], [1.0], 1, r"nodes must have shape \(draws, k\)"),
-        ([[1.0]], [[1.0, 0.0]], 1, "must be equal"),
+        ([1.0], [1.0], 1, r"`nodes` must be of shape \(draws, k\)"),
+        ([[1.0]], [[1.0, 0.0]], 1, "`weights` must be of the shape of `nodes`"),
         ([[math.nan]], [[1.0]], 1, "nodes contain NaN"),
         ([[1.0, 2.0]], [[0.5, 0.6]], 2, "sum to 1"),
         ([[1.0, 2.0]], [[1.5, -0.5]], 2, ">= 0"),
@@ -182,7 +182,7 @@ def test_load_and_save_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
     np.savez(tmp_path / "evaluations.npz", results=np.zeros(3))
     with pytest.raises(ValueError, match="no saved Spectrum"):
         Spectrum.load(tmp_path / "evaluations.npz")
-    with pytest.raises(TypeError, match="info must hold"):
+    with pytest.raises(TypeError, match="`info` must hold"):
         Spectrum.from_eigenvalues([1.0], info={"model": object()}).save(tmp_path / "x.npz")
     assert not (tmp_path / "x.npz").exists()
 
