@@ -126,7 +126,7 @@ def _check_method(entry: Mapping[str, Any], where: str, env_id: str) -> None:
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         name, keywords = next(iter(callback.items())) if isinstance(callback, Mapping) and callback else (callback, {})
         if not isinstance(name, str) or not isinstance(keywords or {}, Mapping):
-            raise UsageError(f"{where}: {must_be('callback', 'the name of a class, or it with keywords', callback)}")
+            raise UsageError(f"{where}: {must_be('callback', 'the name of a class, alone or with keywords', callback)}")
         check_keywords(_import(name, f"{where}: callback: {name}"), keywords or {}, f"{where}: callback: {name}")
 
 

@@ -77,7 +77,7 @@ def _row(options: argparse.Namespace, log: Path, algo: str, env_id: str) -> dict
         enjoy.run(chosen)
     episodes = pd.concat([read_table(file) for file in sorted(log.glob("*.monitor.csv"))])
     if not len(episodes):
-        raise UsageError("no episode came to its end, take more steps (-n)")
+        raise UsageError("no episode ended: take more steps (-n)")
     mean, deviation = episodes.r.mean(), np.std(episodes.r)
     if options.verbose >= 1:
         print(f"Mean reward: {mean:.2f} +/- {deviation:.2f}, {len(episodes)} episodes")

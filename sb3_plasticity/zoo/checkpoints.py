@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: damaged in {damaged}; an older checkpoint may be whole")
         data, _, _ = load_from_zip_file(path, device="cpu")
         if not data or "policy_class" not in data or "policy.pth" not in names:
-            raise ValueError("it is none of stable-baselines3")
+            raise ValueError("it was not saved by stable-baselines3")
     return data
 
 

@@ -198,7 +198,7 @@ class Experiment(ExperimentManager):
         missing = {"clip_range", "n_epochs"} - set(data) if issubclass(algorithm, PPO_L2ER) else set()
         if missing or (known and isinstance(policy, type) and not issubclass(policy, known)):
             name = getattr(policy, "__name__", policy)
-            raise UsageError(f"{path}: no checkpoint of {self.algo}: its policy is a {name}")
+            raise UsageError(f"{path}: not a checkpoint of {self.algo}: its policy is a {name}")
 
     # -- training ------------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ def _plot_train(options: argparse.Namespace) -> int:
         names = [Path(options.output)] if options.output else numbered(Path("plot_train.png"))
         path = next((name for name in names if not name.exists()), None)
         if path is None:
-            raise UsageError(f"--output {options.output}: there is such a file, which is not overwritten")
+            raise UsageError(f"--output {options.output}: this file exists, and is not overwritten")
         figure.savefig(path, dpi=130)
         print(f"Figure: {path}")
     plt.close(figure)

@@ -96,7 +96,7 @@ class Keeper(BaseCallback):
             if self.stop:
                 raise KeyboardInterrupt
             self.stop = True
-            print("\nStopping after this rollout; once more to stop at once", flush=True)
+            print("\nStopping after this rollout; interrupt again to stop at once", flush=True)
 
         in_main_thread = threading.current_thread() is threading.main_thread()  # signals are nobody else's
         numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()

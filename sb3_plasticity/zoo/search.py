@@ -83,7 +83,7 @@ class Search(Experiment):
 
     def __init__(self, spec: RunSpec, given: Mapping[str, Any]) -> None:
         if spec.algo not in SAMPLERS:
-            raise UsageError(f"--algo {spec.algo}: rl_zoo3 searches {', '.join(SAMPLERS)}")
+            raise UsageError(f"--algo {spec.algo}: rl_zoo3 has search spaces for {', '.join(SAMPLERS)}")
         options = {name: given[name] for name in OF_RL_ZOO if name in given}
         n_evaluations = given.get("n_evaluations", max(EVALUATIONS, spec.n_timesteps // 100_000))
         folder = Path(given.get("log_folder", "logs"))
@@ -97,7 +97,7 @@ class Search(Experiment):
         Search, and write rl_zoo3's report of the trials.
 
         :raises UsageError: for a storage that cannot be used
-        :raises RunError: if no trial came to its end
+        :raises RunError: if no trial was completed
         """
         n_trials = self.max_total_trials or self.n_trials
         print(
@@ -115,7 +115,7 @@ class Search(Experiment):
             except ValueError as error:
                 if "No trials are completed" not in str(error):
                     raise
-                raise RunError("no trial came to its end: all failed or were pruned") from error
+                raise RunError("no trial was completed: all of them failed or were pruned") from error
 
     def objective(self, trial: optuna.Trial) -> float:
         """

@@ -170,7 +170,7 @@ def make_spec(given: Mapping[str, Any]) -> tuple[RunSpec, str]:
     check_known(algo, env_id, packages)
     # a stock PPO agent may go on as PPO_L2ER, which is PPO and more
     if previous and previous.algo != algo and (previous.algo, algo) != ("ppo", "ppo_l2er"):
-        raise UsageError(f"{source}: a checkpoint of {previous.algo}, not of {algo}: use --algo {previous.algo}")
+        raise UsageError(f"{source}: it is a checkpoint of {previous.algo}, not of {algo}: use --algo {previous.algo}")
     if given.get("save_replay_buffer") and "buffer_size" not in config.arguments_of(ALGOS[algo]):
         raise UsageError(f"--save-replay-buffer: {algo} has no replay buffer")
     entry, where = _entry(given, previous, algo, env_id)

@@ -102,7 +102,7 @@ def _end_is_noted(folder: RunFolder, n_timesteps: int) -> Iterator[None]:
                 log.write(traceback.format_exc())
         if isinstance(error, (UsageError, OSError)):
             raise
-        raise RunError(f"{text}; the last checkpoint is as it was, the traceback in {folder.log}") from error
+        raise RunError(f"{text}; the last checkpoint is intact, and the traceback is in {folder.log}") from error
     except BaseException as error:  # an interrupt; or whoever asks the process to exit starts the run again
         newest = folder.last_checkpoint()
         step = (newest and step_of(newest)) or 0
