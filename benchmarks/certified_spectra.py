@@ -1,11 +1,11 @@
 """
-How often the intervals of a Hessian's measures hold the truth: dense Hessians beside many start vectors.
+Measure how often the intervals of a Hessian's measures contain the true value, by comparison with dense Hessians.
 
     python benchmarks/certified_spectra.py [--trials 200] [--problems tanh relu cnn policy value] [--steps 100]
 
-Prints, for each network, dtype and threshold, the true number of eigenvalues, the share of start vectors whose interval
-holds it, the interval's mean width and the estimate's root mean squared error. ``plain`` is the same without what this
-package adds: the sum of weights, between the neighbouring nodes' weights.
+For each network, dtype and threshold, this prints the true number of eigenvalues, the share of start vectors whose
+interval contains it, the mean width of the interval and the root mean squared error of the estimate. ``plain`` is the
+same without the additions of this package: the sum of weights, extended by the weights of the neighbouring nodes.
 """
 
 import argparse

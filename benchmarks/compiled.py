@@ -1,9 +1,9 @@
 """
-What each piece of the compiled update buys: microseconds of one minibatch, contenders taking turns in one run.
+Measure the effect of each piece of the compiled update, in microseconds per minibatch, with contenders taking turns.
 
     python benchmarks/compiled.py
 
-"compiled" is what ``PPO_L2ER(compile=True)`` does; the others leave one piece out (see ``ppo_l2er/inductor.py``).
+"compiled" is the update of ``PPO_L2ER(compile=True)``; the others omit one piece (see ``ppo_l2er/inductor.py``).
 """
 
 import argparse

@@ -1,12 +1,12 @@
 """
-Curvature side by side: this package, curvlinops, hessian-eigenthings and PyHessian, interleaved in one run.
+Compare curvature spectra of this package, curvlinops, hessian-eigenthings and PyHessian, interleaved in one run.
 
     python benchmarks/curvature.py [--repeats 5] [--threads 2]
 
-A Gaussian policy with [256, 256] ReLU units on 27 observations and 8 actions, PPO's clipped loss on 2,048 samples, 100
-Lanczos steps; the exact GGN of 256 samples x 8 outputs beside 100 GGN Lanczos steps on 256 and on 2,048 samples. All
-answers are compared before anything is timed. Prints a table of medians and ratios and writes
-benchmarks/results/curvature.json.
+The network is a Gaussian policy with [256, 256] ReLU units on 27 observations and 8 actions. The benchmark takes 100
+Lanczos steps with PPO's clipped loss on 2,048 samples. It also compares the exact GGN of 256 samples x 8 outputs with
+100 GGN Lanczos steps on 256 and on 2,048 samples. All results are compared before anything is timed. It prints a table
+of medians and ratios and writes benchmarks/results/curvature.json.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the machine it ran on, and medians."""
+"""Functions that every benchmark needs: a description of the machine, and medians."""
 
 import statistics
 from collections.abc import Iterable
@@ -13,5 +13,5 @@ def median(values: Iterable[float]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on, with and when."""
+    """Describe the machine, the versions and the time of a measurement."""
     return installed.machine(["sbx-rl", "jax"])

@@ -1,11 +1,12 @@
 """
-What L2-ER and the callbacks cost, as shares and ratios measured side by side in one run.
+Measure the cost of L2-ER and of the callbacks, as shares and ratios, side by side in one run.
 
     python benchmarks/overhead.py
 
-Prints tables and writes ``results/overhead.json``: the L2-ER penalties in both modes against none; the step mode
-against the forward and backward pass over the rollout that it cannot do without, and as a share of the time; the update
-of a minibatch against its size; the callbacks against training on tasks of 200,000 steps, SAC and DQN included.
+This prints tables and writes ``results/overhead.json``. It compares the L2-ER penalties in both modes with training
+without them; the step mode with the forward and backward pass over the rollout that it needs in any case, also as a
+share of the time; the update of a minibatch with its size; and the callbacks with training on tasks of 200,000 steps,
+including SAC and DQN.
 """
 
 import argparse

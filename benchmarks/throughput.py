@@ -1,11 +1,11 @@
 """
-How fast things run, as ratios between contenders that take turns in one run.
+Measure the speed of environments and of training, as ratios between contenders that take turns in one run.
 
     python benchmarks/throughput.py --part envs        environments
     python benchmarks/throughput.py --part training    whole iterations of PPO
 
-Absolute numbers depend on the machine and on what else it does; contenders that alternate within seconds share that
-fate, so their ratios hold. Each part prints a table and writes a JSON file.
+Absolute numbers depend on the machine and its load. Contenders that alternate within seconds are affected equally, so
+their ratios are reliable. Each part prints a table and writes a JSON file.
 """
 
 from __future__ import annotations

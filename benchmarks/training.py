@@ -1,4 +1,4 @@
-"""Part ``training`` of ``throughput.py``: iterations of PPO as SB3, SBX and this project train it."""
+"""Part ``training`` of ``throughput.py``: iterations of PPO with SB3, SBX and this package."""
 
 import argparse
 import time

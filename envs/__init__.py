@@ -1,4 +1,4 @@
-"""Worlds that change, for Gymnasium: importing this package registers them."""
+"""Non-stationary environments for Gymnasium; importing this package registers them."""
 
 from . import robots
 from .batched import BatchedRobot

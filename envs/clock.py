@@ -22,10 +22,10 @@ PROTOCOL = ("schedule", "clock", "sync_clock", "set_task")
 
 def has_clock(env: Any) -> bool:
     """
-    Say whether the tasks of an environment follow a schedule.
+    Check whether the tasks of an environment follow a schedule.
 
-    :param env: an environment, wrapped or not, or a vectorised one of stable-baselines3
-    :return: True if it has every name of ``PROTOCOL``, for vectorised ones in each environment
+    :param env: an environment, wrapped or not, or a vectorised environment of stable-baselines3
+    :return: True if it has every name of ``PROTOCOL``; for vectorised environments, if each environment has
     """
     for ask in ("has_attr", "has_wrapper_attr"):
         if hasattr(env, ask):

@@ -27,29 +27,28 @@ __all__ = ["NonStationaryMixin", "keywords_of", "warning_names"]
 
 class NonStationaryMixin(Clocked, MujocoEnv, utils.EzPickle):
     """
-    Put this before a ``MujocoEnv`` in the bases of a class, and one of its physical parameters follows a schedule.
+    Make a physical parameter of a ``MujocoEnv`` follow a schedule; the mixin comes first among the bases of a class.
 
-    The task that produced a transition is in its ``info`` as ``task_index`` and ``task_value``. A simulation that
-    diverges, that is one for which MuJoCo warns or whose state is not finite, ends its episode: ``terminated`` is True,
-    ``info["simulation_error"]`` says why, the observation is that of the robot's rest pose and the reward is 0, because
-    what the physics returned has no meaning.
+    The ``info`` of a transition contains its task as ``task_index`` and ``task_value``. If a simulation diverges, that
+    is, if MuJoCo raises a warning or the state is not finite, the episode ends: ``terminated`` is True,
+    ``info["simulation_error"]`` gives the reason, the observation is that of the robot's rest pose, and the reward is
+    0, because the results of the physics are meaningless.
 
-    :param parameter: what changes: ``"friction"``, ``"gravity"``, ``"mass"``, ``"damping"``, ``"actuator_strength"`` or
-        ``"viscosity"``; None for the robot's own, usually friction
-    :param actuators: the names, or those of their joints, of the only actuators that ``"actuator_strength"`` acts on;
-        None for all
+    :param parameter: parameter that changes: ``"friction"``, ``"gravity"``, ``"mass"``, ``"damping"``,
+        ``"actuator_strength"`` or ``"viscosity"``; None for the default of the robot, which is usually friction
+    :param actuators: names of the actuators, or of their joints, that ``"actuator_strength"`` changes, or None for all
     :param schedule: a kind, or a mapping with the kind and its keywords: ``{kind: constant, value}``,
         ``{kind: log_uniform | uniform, low, high, period, seed}``, ``{kind: cyclic, values, period}``,
         ``{kind: table, values | path, row, period}``, ``{kind: sinusoid, low, high, period}`` or
         ``{kind: paralysis, period}``
-    :param switch: ``"reset"`` lets a new task start with the next episode, ``"immediate"`` at the step it is due
-    :param task: freeze the task of this index, for evaluation and rendering
-    :param action_bound: half-width of the action Box in place of the robot's own. MuJoCo still clamps the torque to the
-        robot's control range; the control cost sees the action as given.
-    :param show_task: write task index and value into rendered frames
-    :param kwargs: keywords of the Gymnasium parent
-    :raises ValueError: for any argument that is out of range
-    :raises TypeError: for a keyword that the parent does not have, with the nearest one
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` at the step at which it is due
+    :param task: index of the task to freeze, or None to follow the schedule
+    :param action_bound: half-width of the action Box, in place of the robot's own. MuJoCo still clamps the torque to
+        the control range of the robot; the control cost uses the unclamped action.
+    :param show_task: whether to write the index and the value of the task into rendered frames
+    :param kwargs: keyword arguments of the Gymnasium parent
+    :raises ValueError: if an argument is out of range
+    :raises TypeError: if the parent has no such keyword; the error names the closest one
     """
 
     default_parameter: ClassVar[str] = "friction"

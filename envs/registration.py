@@ -33,19 +33,22 @@ def register_nonstationary(
     """
     Register an environment that changes::
 
-        register_nonstationary("DriftingPole-v0", "CartPole-v1", parameter="gravity",
-                               schedule={"kind": "uniform", "low": 5, "high": 15, "period": 50_000})
+        register_nonstationary(
+            "DriftingPole-v0", "CartPole-v1", parameter="gravity",
+            schedule={"kind": "uniform", "low": 5, "high": 15, "period": 50_000},
+        )
         register_nonstationary("SlipperySwimmer-v0", SlipperySwimmerEnv, BatchedSwimmer, max_episode_steps=1000)
 
-    :param id: of the new environment, such as ``"SlipperySwimmer-v0"``
-    :param parent: what changes: a class of MuJoCo environments (:class:`~sb3_plasticity.envs.NonStationaryMixin` is put
-        before it unless it has it); the id of any environment, which :class:`~sb3_plasticity.envs.NonStationary`
-        wraps; or a function, or ``"module:name"``, that makes an environment with a clock
+    :param id: id of the new environment, such as ``"SlipperySwimmer-v0"``
+    :param parent: the environment that changes: a class of MuJoCo environments
+        (:class:`~sb3_plasticity.envs.NonStationaryMixin` is put before it unless it has it); the id of any environment,
+        which :class:`~sb3_plasticity.envs.NonStationary` wraps; or a function, or ``"module:name"``, that creates an
+        environment with a clock
     :param batched: the formulas of a MuJoCo environment for many simulations. With them, ``MujocoBatchVecEnv`` and
-        ``gymnasium.make_vec`` step it in one pool of threads.
+        ``gymnasium.make_vec`` step it in one thread pool.
     :param max_episode_steps: time limit; an environment that is given by its id has its own
-    :param kwargs: default keywords of the environment
-    :raises ValueError: for a parent that is none of these
+    :param kwargs: default keyword arguments of the environment
+    :raises ValueError: if the parent is none of these
     """
     vector_entry_point = None
     if isinstance(parent, str) and ":" in parent:

@@ -388,9 +388,9 @@ def make_schedule(spec: str | Mapping[str, Any] | Schedule, defaults: Mapping[st
     Build a schedule from a kind, or from a mapping with the kind and its keywords.
 
     :param spec: for example ``"log_uniform"`` or ``{"kind": "cyclic", "values": [0.1, 1.0], "period": 100_000}``
-    :param defaults: keywords used where ``spec`` leaves them out and the kind has them
-    :return: the schedule; ``spec`` itself if it is one already
-    :raises ValueError: for an unknown kind, an unknown or a missing keyword, or a value that is out of range
+    :param defaults: keywords to use if ``spec`` does not contain them and the kind accepts them
+    :return: the schedule, or ``spec`` itself if it is one
+    :raises ValueError: if the kind or a keyword is unknown, a keyword is missing, or a value is out of range
     """
     if isinstance(spec, Schedule):
         return spec

@@ -22,25 +22,25 @@ Maker = Callable[..., gym.Env[Any, Any]]
 
 class TaskSequence(Clocked, gym.Env[Any, Any], utils.EzPickle):
     """
-    Train on one task after another: games, mazes, robots, whatever Gymnasium can make.
+    Present one environment after another as one environment, such as games, mazes or robots::
 
         env = TaskSequence(["MinAtar/SpaceInvaders-v1", {"id": "MinAtar/Asterix-v1"}], period=2_000_000)
 
-    ``task_value`` in ``info`` is the task's place in the list and ``task_name`` its name. Where spaces differ, the
-    observation is padded with zeros and the largest action space is offered (see
+    In ``info``, ``task_value`` is the position of the task in the list and ``task_name`` its name. If the spaces of the
+    tasks differ, observations are padded with zeros and the action space is the largest one (see
     :mod:`~sb3_plasticity.envs.joint_spaces`).
 
-    :param tasks: what follows what: an id, a mapping ``{id, kwargs, name}`` or ``{make, kwargs, name}``, or a
-        function that makes an environment
-    :param period: global steps in each task
-    :param order: ``"cyclic"``, ``"once"`` (the last one stays) or ``"shuffled"``: each once in every round
-    :param seed: of the order
-    :param schedule: in place of the three: a schedule of kind ``numbered``
-    :param switch: ``"reset"`` lets a new task start with the next episode, ``"immediate"`` truncates the episode in
-        which it is due
-    :param task: freeze the task of this index
-    :param render_mode: of every environment
-    :raises ValueError: for an environment that cannot be made and for spaces that cannot be joined
+    :param tasks: the tasks in their order; each is an id, a mapping ``{id, kwargs, name}`` or ``{make, kwargs, name}``,
+        or a function that creates an environment
+    :param period: number of global steps in each task
+    :param order: ``"cyclic"``, ``"once"`` (the last task stays) or ``"shuffled"`` (each task once in every round)
+    :param seed: seed of the order
+    :param schedule: schedule of kind ``numbered`` that replaces the three arguments before
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` truncates the episode in which
+        it is due
+    :param task: index of the task to freeze, or None to follow the schedule
+    :param render_mode: render mode of every environment
+    :raises ValueError: if an environment cannot be created or spaces cannot be joined
     """
 
     @suggests_names()

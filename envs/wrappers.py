@@ -66,25 +66,25 @@ class _TaskWrapper(Clocked, gym.Wrapper[Any, Any, Any, Any], utils.RecordConstru
 
 class NonStationary(_TaskWrapper):
     """
-    Let a parameter of any environment follow a schedule::
+    Make a parameter of any environment follow a schedule::
 
         env = NonStationary(
             gym.make("CartPole-v1"), "gravity", {"kind": "uniform", "low": 5, "high": 15, "period": 50_000}
         )
 
-    The transition's task is in ``info`` as ``task_index`` and ``task_value``; ``sync_clock`` and ``set_task`` work as
-    on the robots, so callbacks, zoo and studies treat it alike.
+    The ``info`` of a transition contains its task as ``task_index`` and ``task_value``. ``sync_clock`` and ``set_task``
+    work as for the robots, so callbacks, zoo and studies treat all of them alike.
 
     :param env: the environment
-    :param parameter: name of a numeric attribute of ``env.unwrapped`` (dots reach into its objects), or a function of
-        ``env.unwrapped`` and the value, for what takes more than one assignment. A function at the top of a module
-        can be pickled.
+    :param parameter: name of a numeric attribute of ``env.unwrapped`` (dots access attributes of its objects), or a
+        function of ``env.unwrapped`` and the value if more than one assignment is needed. A function at the top level
+        of a module can be pickled.
     :param schedule: kind or mapping, as for the robots: ``{kind: constant, value}``, ``{kind: log_uniform | uniform,
         low, high, period, seed}``, ``{kind: cyclic, values, period}``, ``{kind: table, values | path, row, period}``,
         ``{kind: sinusoid, low, high, period}``
-    :param switch: ``"reset"`` lets a new task start with the next episode, ``"immediate"`` at the step it is due
-    :param task: freeze the task of this index
-    :raises ValueError: for an attribute that is not there (with the nearest one), and for a schedule that is out of
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` at the step at which it is due
+    :param task: index of the task to freeze, or None to follow the schedule
+    :raises ValueError: if there is no such attribute (the error names the closest one), or if the schedule is out of
         range
     """
 

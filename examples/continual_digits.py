@@ -1,22 +1,22 @@
 """
-Loss of plasticity in minutes: a small network learns scikit-learn's digits again and again, each time disguised anew.
+Loss of plasticity in minutes: a small network repeatedly learns scikit-learn's digits, each time in a new disguise.
 
     python examples/continual_digits.py [--seeds 5] [--tasks 150] [--jobs 2] [--out runs/continual_digits]
     python examples/continual_digits.py --resume runs/continual_digits/20260101-120000
 
-A task permutes the pixels and the classes and lasts two epochs. All methods see the same tasks in the same order from
-the same initial weights: BP is Adam on the cross-entropy, every other one is BP with mitigations of this package, as
-METHODS below says. Those that act at the change of a task are told of it; the others are not. At every fifteenth task's
-start, on the new task's data, the spectra of Hessian and GGN are measured. A new folder gets a row per method, seed and
-task, all spectra, and the picture: accuracy, epsilon-rank at the task starts, and the Hessians' spectra of every
-method, those that lose plasticity above those that keep it. --resume continues an interrupted study. Needs
-scikit-learn.
+A task permutes the pixels and the classes and lasts two epochs. All methods learn the same tasks in the same order from
+the same initial weights. BP is Adam on the cross-entropy, and every other method is BP with mitigations of this
+package, which METHODS below lists. Only mitigations that act at the change of a task are told about it. The spectra of
+the Hessian and the GGN are measured at the start of every fifteenth task, on the data of the new task. The script
+writes a row per method, seed and task, all spectra, and the figure into a new folder. The figure shows the accuracy,
+the epsilon-rank at the task starts, and the Hessians' spectra of every method, those that lose plasticity above those
+that keep it. --resume continues an interrupted study. The example needs scikit-learn.
 
-Strengths are the published defaults where there is one that transfers, and that of L2 where a method is a decay; none
-was changed for this comparison. The thresholds were fixed before any reported run. The Hessian's, 0.1, is that of the
-poster's scatter plot; on seed 1000, which is not reported, 200 Lanczos steps leave its epsilon-rank open by +15% and
--11% (medians of 116 Hessians, Spectrum.epsilon_rank_bounds); at 0.03 a fifth had no upper bound. The GGN is exact and
-gets 0.01, the authors' for MNIST.
+Strengths are published defaults if there is one that transfers, and that of L2 if a method is a decay; none was changed
+for this comparison. The thresholds were fixed before any reported run. The threshold of the Hessian, 0.1, is that of
+the poster's scatter plot. On seed 1000, which is not reported, the uncertainty of its epsilon-rank after 200 Lanczos
+steps was +15% and -11% (medians of 116 Hessians, Spectrum.epsilon_rank_bounds); at 0.03, a fifth had no upper bound.
+The GGN is exact and uses 0.01, the authors' threshold for MNIST.
 """
 
 import argparse
@@ -52,7 +52,7 @@ from sb3_plasticity.study.statistics import (
     interval,
 )
 
-# Those of supervised.py that a study of five seeds has the time for.
+# The methods of supervised.py for which a study of five seeds has enough time.
 METHODS = {
     name: ALL_METHODS[name]
     for name in (

@@ -1,26 +1,27 @@
 """
-Loss of plasticity on real images: a convolutional network learns to tell one pair of classes after another apart.
+Loss of plasticity on real images: a convolutional network learns to distinguish one pair of classes after another.
 
     python examples/continual_images.py [--data FOLDER] [--methods BP L2-ER] [--seeds 5] [--tasks 400]
 
 The tasks are those of image_tasks.py: Continual ImageNet in its published layout, or Fashion-MNIST. A task shows its
-1,200 training images twice, in minibatches of 64. Its accuracy is the online one, each minibatch predicted before it is
-learned; that on its 200 test images afterwards stands beside it. The output layer starts afresh with each task, as in
-Dohare et al. (Nature, 2024), under every method.
+1,200 training images twice, in minibatches of 64. Its main measure is the online accuracy, for which each minibatch is
+predicted before it is learned; the accuracy on its 200 test images after the task is recorded as well. With every
+method, the output layer is reinitialised for each task, as in Dohare et al. (Nature, 2024).
 
-All methods see the same tasks in the same order from the same initial weights: BP is Adam on the cross-entropy, the
-others are BP with mitigations of this package above it, as METHODS of supervised.py says; Reset, a new network for each
-task, shows what is lost by the others and what they carry over. At every 20th task's start, under the weights that the
-last task left and on the new task's training images, the Hessian's spectrum is measured, with certified intervals.
+All methods learn the same tasks in the same order from the same initial weights. BP is Adam on the cross-entropy, and
+the other methods are BP with mitigations of this package, which METHODS in supervised.py lists. Reset uses a new
+network for each task, and thus shows what the others lose and what they carry over. The Hessian's spectrum is measured
+with certified intervals at the start of every 20th task, with the weights after the previous task and on the training
+images of the new task.
 
-The folder gets a file of rows for each method and seed, all spectra, and the pictures: accuracy, epsilon-rank at the
-task starts and the one against the other (images_accuracy), and the Hessians' spectra of every method (images_spectra),
-the methods that lose plasticity above those that keep it. The same command resumes an interrupted study;
-what is finished is not done again. The report is on the seeds that all its methods have finished.
+The script writes a file of rows for each method and seed, all spectra, and the figures into the folder: accuracy,
+epsilon-rank at the task starts and one against the other (images_accuracy), and the Hessians' spectra of every method
+(images_spectra), those that lose plasticity above those that keep it. The same command resumes an interrupted study
+and skips what is finished. The report covers the seeds that all of its methods have finished.
 
-The threshold of the epsilon-rank, 0.08, was fixed before any run: it is that of Prakash, He, Guo et al. for Continual
-ImageNet (arXiv 2509.22335). The step size, 3e-3, is that of continual_digits.py; network, minibatch and epochs are as
-small as they are so that a run takes minutes.
+The threshold of the epsilon-rank, 0.08, was fixed before any run. It is that of Prakash, He, Guo et al. for Continual
+ImageNet (arXiv 2509.22335). The step size, 3e-3, is that of continual_digits.py. The network, the minibatch and the
+number of epochs are small so that a run takes minutes.
 """
 
 import argparse

@@ -3,11 +3,10 @@ Streams of binary image tasks: Continual ImageNet in its published layout, or Fa
 
 Continual ImageNet (Dohare et al., Nature 2024): 1,000 classes of ImageNet at 32 x 32, one array file for each class,
 ``classes/0.npy`` to ``classes/999.npy``, each of shape (700, 3, 32, 32); the first 600 images are for training and the
-last 100 for testing. A task tells two classes from each other.
+last 100 for testing. A task is to tell two classes apart.
 
 Fashion-MNIST (Xiao et al., 2017): the four IDX files as published, gzipped or not. Its 45 pairs of classes are not
-enough tasks, so each task also sees its images through a permutation of their 4 x 4 blocks, and every second one
-inverted.
+enough tasks, so each task also permutes the 4 x 4 blocks of its images, and every second task inverts them.
 """
 
 import gzip

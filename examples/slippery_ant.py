@@ -1,7 +1,7 @@
 """
-Train PPO_L2ER on SlipperyAnt through several friction changes and draw what happened: ``make demo``.
+Train PPO_L2ER on SlipperyAnt through several changes of friction and plot the results: ``make demo``.
 
-Everything in the picture comes from the files that any run leaves: SB3's ``progress.csv`` and the saved spectra.
+All data in the figure come from the files that any run writes: SB3's ``progress.csv`` and the saved spectra.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from sb3_plasticity import PPO_L2ER, CurvatureCallback, load_spectra, make_nonst
 from sb3_plasticity.curvature.plots import plot_density
 from sb3_plasticity.ppo_l2er.presets import preset_arguments, read_presets
 
-# The preset explores with a standard deviation of exp(-1), for runs of millions of steps. In minutes, an ant that
-# explores less learns to walk sooner.
+# The preset explores with a standard deviation of exp(-1), which suits runs of millions of steps. In a run of minutes,
+# an ant that explores less learns to walk sooner.
 POLICY = {"log_std_init": -2.0}
-# Episodes that a return is the mean of: few, so that it follows the frictions.
+# The return is the mean of this many episodes. Their number is small so that the return follows the frictions.
 WINDOW = 20
-# A hundred Lanczos steps resolve these Hessians down to eigenvalues of about 1; the bars in the picture show how well.
+# 100 Lanczos steps resolve these Hessians down to eigenvalues of about 1; the bars in the figure show the uncertainty.
 EPSILON = 1.0
 
 

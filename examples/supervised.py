@@ -1,8 +1,8 @@
 """
-What the examples of continual classification share: the methods, the Hessian, the line through task starts, drawing.
+Code shared by the examples of continual classification: methods, Hessians, regressions over task starts, and figures.
 
-A method is Adam on the cross-entropy with mitigations of this package above it. Strengths are the published defaults
-where there is one that transfers; none was tuned for a comparison.
+A method is Adam on the cross-entropy with mitigations of this package. Strengths are published defaults if there is one
+that transfers; none was tuned for a comparison.
 """
 
 from collections.abc import Callable, Sequence

@@ -33,23 +33,23 @@ _NO_INFO: Mapping[str, Any] = MappingProxyType({})
 
 class MujocoBatchVecEnv(VecEnv):
     """
-    Non-stationary MuJoCo environments stepped together, by ``mujoco.batch`` on a pool of threads.
+    Step non-stationary MuJoCo environments together, with ``mujoco.batch`` in one thread pool.
 
-    It gives, bit for bit, what a ``DummyVecEnv`` over monitored environments of the same id, keywords and seeds gives
-    (except for the wall-clock time ``t`` in ``info["episode"]``): observations, rewards, ends of episodes, terminal
-    observations and infos. A pickled instance is made anew: same arguments, clocks at 0.
+    Observations, rewards, ends of episodes, terminal observations and infos are bit-identical to those of a
+    ``DummyVecEnv`` over monitored environments with the same id, keywords and seeds, except for the wall-clock time
+    ``t`` in ``info["episode"]``. A pickled instance is created anew with the same arguments and with clocks at 0.
 
     :param env_id: id of an environment of ``sb3_plasticity.envs``
     :param n_envs: number of simulations
-    :param seed: simulation ``i`` starts from ``seed + i``; None for a random start
-    :param n_threads: number of threads, 0 for one per CPU
-    :param infos: ``"all"``, or ``"episode"``: only the infos of finished episodes, all others are one empty mapping
-        that nobody can write to. Meant for hundreds of simulations and more; the tasks of the last transitions are
-        then in ``task_indices`` and ``task_values``.
-    :param env_kwargs: keywords of the environment
-    :raises NotBatchableError: if results could not be equal: other environments, or contact forces in observation or
-        cost
-    :raises ValueError: for any argument that is out of range
+    :param seed: simulation ``i`` starts from ``seed + i``; None gives a random start
+    :param n_threads: number of threads, or 0 for one per CPU
+    :param infos: ``"all"``, or ``"episode"`` for infos of finished episodes only; all other infos are then one empty
+        mapping that is read-only. This is meant for hundreds of simulations and more. The tasks of the last transitions
+        are then in ``task_indices`` and ``task_values``.
+    :param env_kwargs: keyword arguments of the environment
+    :raises NotBatchableError: if results could not be equal, which is the case for other environments and for contact
+        forces in the observation or the cost
+    :raises ValueError: if an argument is out of range
     """
 
     _make_batch: MakeBatch | None = None
@@ -289,18 +289,18 @@ def make_nonstationary_vec_env(
     env_kwargs: dict[str, Any] | None = None,
 ) -> VecEnv:
     """
-    Make a monitored vectorised environment.
+    Create a monitored vectorised environment.
 
     :param env_id: id of a registered environment
     :param n_envs: number of environments
-    :param seed: environment ``i`` starts from ``seed + i``; None for a random start
+    :param seed: environment ``i`` starts from ``seed + i``; None gives a random start
     :param backend: ``"batch"`` (one thread pool), ``"dummy"`` (one after another), ``"subproc"`` (one process each) or
-        ``"auto"``: batch where the results are equal, dummy elsewhere; the log says which
-    :param env_kwargs: keywords of the environment
+        ``"auto"``, which takes the batch if its results are equal and dummy otherwise; the log says which
+    :param env_kwargs: keyword arguments of the environment
     :return: the environment, not yet reset
-    :raises ValueError: for an unknown backend or a number of environments below 1, and for ``backend="batch"`` where a
-        batch could not give equal results
-    :raises gymnasium.error.NameNotFound: for an unknown id; the message names the nearest one
+    :raises ValueError: if the backend is unknown, if the number of environments is below 1, or if ``backend="batch"``
+        could not give equal results
+    :raises gymnasium.error.NameNotFound: if the id is unknown; the error names the closest one
     """
     check_choice("backend", backend, BACKENDS)
     check_count("n_envs", n_envs, 1)

@@ -81,17 +81,17 @@ def continual_cart_pole(
     **kwargs: Any,
 ) -> NonStationary:
     """
-    ``CartPole-v1`` whose physics changes. The ranges are ours and follow no publication.
+    ``CartPole-v1`` whose physics changes. We chose the ranges; they follow no publication.
 
     The reward is 1 in every step until the pole falls or the cart leaves the track.
 
-    :param parameter: ``"length"`` (half the pole's, m), ``"gravity"`` (m/s^2), ``"masspole"``, ``"masscart"`` (kg) or
-        ``"force_mag"`` (N)
-    :param schedule: as for the robots; the default range is half to twice CartPole's own value, the period 100,000
-        steps
-    :param switch: ``"reset"`` or ``"immediate"``
-    :param task: freeze the task of this index
-    :param kwargs: of ``CartPole-v1``
+    :param parameter: parameter that changes: ``"length"`` (half of the pole's, m), ``"gravity"`` (m/s^2),
+        ``"masspole"``, ``"masscart"`` (kg) or ``"force_mag"`` (N)
+    :param schedule: schedule, as for the robots; by default, values range from half to twice CartPole's own, and the
+        period is 100,000 steps
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` at the step at which it is due
+    :param task: index of the task to freeze, or None to follow the schedule
+    :param kwargs: keyword arguments of ``CartPole-v1``
     :return: the environment
     """
     return _physics(CartPoleEnv(**kwargs), CART_POLE, set_cart_pole, parameter, schedule, switch, task)
@@ -106,16 +106,18 @@ def continual_acrobot(
     **kwargs: Any,
 ) -> NonStationary:
     """
-    ``Acrobot-v1`` whose physics changes. The ranges are ours and follow no publication.
+    ``Acrobot-v1`` whose physics changes. We chose the ranges; they follow no publication.
 
-    The reward is -1 in every step until the tip has risen to the goal, which stays at Acrobot's own height, in lengths
-    of a link.
+    The reward is -1 in every step until the tip reaches the goal. The height of the goal, in lengths of a link, stays
+    that of Acrobot.
 
-    :param parameter: ``"length"`` or ``"mass"`` of both links, or ``"torque"``; values are factors on Acrobot's own
-    :param schedule: as for the robots; the default range is half to twice Acrobot's own, the period 100,000 steps
-    :param switch: ``"reset"`` or ``"immediate"``
-    :param task: freeze the task of this index
-    :param kwargs: of ``Acrobot-v1``
+    :param parameter: parameter that changes: ``"length"`` or ``"mass"`` of both links, or ``"torque"``; values are
+        factors on Acrobot's own
+    :param schedule: schedule, as for the robots; by default, values range from half to twice Acrobot's own, and the
+        period is 100,000 steps
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` at the step at which it is due
+    :param task: index of the task to freeze, or None to follow the schedule
+    :param kwargs: keyword arguments of ``Acrobot-v1``
     :return: the environment
     """
     return _physics(AcrobotEnv(**kwargs), ACROBOT, set_acrobot, parameter, schedule, switch, task)
@@ -147,19 +149,20 @@ def continual_gym_control(
     **kwargs: Any,
 ) -> ObservationShift:
     """
-    The Gym control tasks of TRAC (Muppidi et al., NeurIPS, 2024) as C-CHAIN (Tang et al., ICML, 2025) runs them.
+    Gym control tasks with shifted observations: those of TRAC (Muppidi et al., NeurIPS, 2024) as C-CHAIN (Tang et al.,
+    ICML, 2025) runs them.
 
-    The observations of each task are shifted by a normal draw of standard deviation 2, those of the first are not.
-    There, a run is 10 tasks of 200 iterations of 800 steps; episodes end after 400 steps. The rewards are those of the
-    environment whose observations are shifted.
+    The observations of each task are shifted by a normal draw with a standard deviation of 2; those of the first task
+    are not shifted. In the publication, a run consists of 10 tasks of 200 iterations of 800 steps, and episodes end
+    after 400 steps. The rewards are those of the environment whose observations are shifted.
 
-    :param env_id: ``"CartPole-v1"``, ``"Acrobot-v1"``, ``"LunarLander-v3"`` (needs Gymnasium's extra ``box2d``), or any
-        other with observations in a Box
+    :param env_id: ``"CartPole-v1"``, ``"Acrobot-v1"``, ``"LunarLander-v3"`` (which needs Gymnasium's extra ``box2d``),
+        or any other environment whose observations are a Box
     :param scale: standard deviation of the shifts
-    :param schedule: of kind ``numbered``; the default period is 160,000 steps, with a new shift in every task
-    :param switch: ``"reset"`` or ``"immediate"``
-    :param task: freeze the task of this index
-    :param kwargs: of the environment
+    :param schedule: schedule of kind ``numbered``; the default period is 160,000 steps, with a new shift in every task
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` at the step at which it is due
+    :param task: index of the task to freeze, or None to follow the schedule
+    :param kwargs: keyword arguments of the environment
     :return: the environment
     """
     env = gym.make(env_id, **{"max_episode_steps": 400, **kwargs})

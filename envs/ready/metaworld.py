@@ -77,16 +77,17 @@ def continual_metaworld(
     max_episode_steps: int = 200,
 ) -> TaskSequence:
     """
-    CW10 of Continual World (Wołczyk et al., NeurIPS, 2021) on Meta-World's current tasks: a million steps each.
+    CW10 of Continual World (Wołczyk et al., NeurIPS, 2021): ten manipulation tasks of Meta-World for a million steps
+    each.
 
-    Continual World used version 1 of the tasks, with episodes of 200 steps. The reward is Meta-World's own, between 0
-    and 10 in a step; success is ``info["success"]``.
+    Continual World used version 1 of the tasks, with episodes of 200 steps; this environment uses the current version.
+    The reward is Meta-World's own, between 0 and 10 per step, and ``info["success"]`` reports success.
 
     :param tasks: names of Meta-World's tasks
-    :param schedule: of kind ``numbered``; the default period is 1,000,000 steps
-    :param switch: ``"reset"`` or ``"immediate"``
-    :param task: freeze the task of this index
-    :param render_mode: of every environment
+    :param schedule: schedule of kind ``numbered``; the default period is 1,000,000 steps
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` at the step at which it is due
+    :param task: index of the task to freeze, or None to follow the schedule
+    :param render_mode: render mode of every environment
     :param max_episode_steps: time limit, at most Meta-World's own 500
     :return: the environment
     """

@@ -108,18 +108,19 @@ def continual_minatar(
     **kwargs: Any,
 ) -> TaskSequence:
     """
-    Continual MinAtar of C-CHAIN (Tang et al., ICML, 2025): Space Invaders, Asterix, Seaquest, two million steps each.
+    Continual MinAtar of C-CHAIN (Tang et al., ICML, 2025): Space Invaders, Asterix and Seaquest for two million steps
+    each.
 
-    The reward is the game's score. Observations are padded to the channels of the game that has the most of them (10
-    for Seaquest).
+    The reward is the score of the game. Observations are padded to the number of channels of the game that has the most
+    (10 for Seaquest).
 
-    :param games: which, in which order
-    :param schedule: of kind ``numbered``; the default period is 2,000,000 steps
-    :param switch: ``"reset"`` or ``"immediate"``
-    :param task: freeze the task of this index
+    :param games: names of the games, in their order
+    :param schedule: schedule of kind ``numbered``; the default period is 2,000,000 steps
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` at the step at which it is due
+    :param task: index of the task to freeze, or None to follow the schedule
     :param render_mode: ``"rgb_array"`` or None
-    :param max_episode_steps: time limit of every game; some can be played for ever
-    :param kwargs: of :class:`MinAtarEnv`
+    :param max_episode_steps: time limit of every game, because some can be played forever
+    :param kwargs: keyword arguments of :class:`MinAtarEnv`
     :return: the environment
     """
     require("minatar", "minatar", "ContinualMinAtar-v0")

@@ -33,18 +33,18 @@ def continual_minigrid(
     **kwargs: Any,
 ) -> TaskSequence:
     """
-    Rooms of MiniGrid (Chevalier-Boisvert et al., NeurIPS, 2023), one after the other.
+    A sequence of rooms of MiniGrid (Chevalier-Boisvert et al., NeurIPS, 2023).
 
-    The agent sees the 7 x 7 cells before it, flat (147 numbers), without mission and direction. The selection is
-    ours, no published sequence; each room has its own time limit. The reward is 1 - 0.9 * steps / limit when the goal
-    is reached, and 0 in every other step.
+    The agent observes the 7 x 7 cells in front of it as a flat array (147 numbers), without mission and direction. We
+    chose the rooms; they are no published sequence. Each room has its own time limit. The reward is 1 - 0.9 * steps /
+    limit when the goal is reached, and 0 in every other step.
 
-    :param rooms: ids of MiniGrid
-    :param schedule: of kind ``numbered``; the default period is 500,000 steps
-    :param switch: ``"reset"`` or ``"immediate"``
-    :param task: freeze the task of this index
+    :param rooms: ids of MiniGrid environments
+    :param schedule: schedule of kind ``numbered``; the default period is 500,000 steps
+    :param switch: ``"reset"`` starts a new task with the next episode, ``"immediate"`` at the step at which it is due
+    :param task: index of the task to freeze, or None to follow the schedule
     :param render_mode: ``"rgb_array"`` or None
-    :param kwargs: of every room
+    :param kwargs: keyword arguments of every room
     :return: the environment
     """
     require("minigrid", "minigrid", "ContinualMiniGrid-v0")

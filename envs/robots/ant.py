@@ -23,24 +23,24 @@ class SlipperyAntEnv(NoContactForcesMixin, AntEnv):
     """
     ``Ant-v5`` on a ground whose friction changes every two million steps (Dohare et al., Nature, 2024).
 
-    The reward of a step is the forward velocity (m/s), plus 1 while the torso is 0.2 to 1 m high, minus 0.5 times the
-    squared norm of the action. The episode ends when the torso leaves that range.
+    The reward of a step is the forward velocity (m/s), plus 1 while the height of the torso is between 0.2 and 1 m,
+    minus 0.5 times the squared norm of the action. The episode ends when the torso leaves this range.
 
     :param contact_cost_weight: weight of the contact forces in the cost
     :param include_cfrc_ext_in_observation: whether the 78 contact forces are part of the observation
-    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Ant-v5``
+    :param kwargs: keyword arguments of :class:`NonStationaryMixin` and of ``Ant-v5``
     """
 
 
 class NonStationaryAntEnv(SlipperyAntEnv):
     """
-    ``Ant-v5`` with any parameter and schedule; by default its friction swings between 0.1 and 2.
+    ``Ant-v5`` whose friction oscillates between 0.1 and 2 by default; any parameter and schedule can be chosen.
 
-    The reward is that of :class:`SlipperyAntEnv`. A gradual change of friction, without tasks that begin and end, is
-    ours and follows no publication.
+    The reward is that of :class:`SlipperyAntEnv`. The gradual change of friction, without tasks that begin and end, is
+    our own and follows no publication.
 
-    :param schedule: as for :class:`NonStationaryMixin`
-    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Ant-v5``
+    :param schedule: schedule, as for :class:`NonStationaryMixin`
+    :param kwargs: keyword arguments of :class:`NonStationaryMixin` and of ``Ant-v5``
     """
 
     default_period: ClassVar[int] = 1_000_000

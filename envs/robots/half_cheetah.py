@@ -17,12 +17,12 @@ __all__ = ["BatchedHalfCheetah", "SlipperyHalfCheetahEnv"]
 
 class SlipperyHalfCheetahEnv(NonStationaryMixin, HalfCheetahEnv):
     """
-    ``HalfCheetah-v5`` on a ground whose friction changes (as in Akgül et al., TMLR, 2025, with other frictions).
+    ``HalfCheetah-v5`` on a ground whose friction changes (as in Akgül et al., TMLR, 2025, with different frictions).
 
-    The reward of a step is the forward velocity (m/s) minus 0.1 times the squared norm of the action. Episodes end by
-    their time limit alone.
+    The reward of a step is the forward velocity (m/s) minus 0.1 times the squared norm of the action. Episodes end only
+    at their time limit.
 
-    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``HalfCheetah-v5``
+    :param kwargs: keyword arguments of :class:`NonStationaryMixin` and of ``HalfCheetah-v5``
     """
 
 

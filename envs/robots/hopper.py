@@ -14,12 +14,12 @@ __all__ = ["BatchedHopper", "SlipperyHopperEnv"]
 
 class SlipperyHopperEnv(NonStationaryMixin, HopperEnv):
     """
-    ``Hopper-v5`` on a ground whose friction changes. The task is ours and follows no publication.
+    ``Hopper-v5`` on a ground whose friction changes. This task is our own and follows no publication.
 
     The reward of a step is the forward velocity (m/s), plus 1, minus 0.001 times the squared norm of the action. The
-    episode ends when the hopper is less than 0.7 m high or leans by more than 0.2 rad.
+    episode ends when the height of the hopper is less than 0.7 m or it leans by more than 0.2 rad.
 
-    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Hopper-v5``
+    :param kwargs: keyword arguments of :class:`NonStationaryMixin` and of ``Hopper-v5``
     """
 
 

@@ -19,14 +19,14 @@ __all__ = ["BatchedHumanoid", "SlipperyHumanoidEnv"]
 
 class SlipperyHumanoidEnv(NoContactForcesMixin, HumanoidEnv):
     """
-    ``Humanoid-v5`` on a ground whose friction changes. The task is ours and follows no publication.
+    ``Humanoid-v5`` on a ground whose friction changes. This task is our own and follows no publication.
 
     The reward of a step is 1.25 times the forward velocity (m/s), plus 5, minus 0.1 times the squared norm of the
-    controls. The episode ends when the torso is not 1 to 2 m high.
+    controls. The episode ends when the height of the torso is not between 1 and 2 m.
 
     :param contact_cost_weight: weight of the contact forces in the cost
     :param include_cfrc_ext_in_observation: whether the 78 contact forces are part of the observation
-    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Humanoid-v5``
+    :param kwargs: keyword arguments of :class:`NonStationaryMixin` and of ``Humanoid-v5``
     """
 
 

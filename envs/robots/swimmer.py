@@ -16,12 +16,12 @@ __all__ = ["BatchedSwimmer", "SlipperySwimmerEnv"]
 
 class SlipperySwimmerEnv(NonStationaryMixin, SwimmerEnv):
     """
-    ``Swimmer-v5`` in a medium whose viscosity changes, between the robot's own and one that stops its gait.
+    ``Swimmer-v5`` in a medium whose viscosity changes between the robot's own and one that stops its gait.
 
     The reward of a step is the forward velocity (m/s) minus 0.0001 times the squared norm of the action. Episodes end
-    by their time limit alone. The task is ours and follows no publication.
+    only at their time limit. This task is our own and follows no publication.
 
-    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Swimmer-v5``
+    :param kwargs: keyword arguments of :class:`NonStationaryMixin` and of ``Swimmer-v5``
     """
 
     default_parameter: ClassVar[str] = "viscosity"

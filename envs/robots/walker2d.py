@@ -17,12 +17,12 @@ __all__ = ["BatchedWalker2d", "SlipperyWalker2dEnv"]
 
 class SlipperyWalker2dEnv(NonStationaryMixin, Walker2dEnv):
     """
-    ``Walker2d-v5`` on a ground whose friction changes. The task is ours and follows no publication.
+    ``Walker2d-v5`` on a ground whose friction changes. This task is our own and follows no publication.
 
     The reward of a step is the forward velocity (m/s), plus 1, minus 0.001 times the squared norm of the action. The
-    episode ends when the walker is not 0.8 to 2 m high or leans by more than 1 rad.
+    episode ends when the height of the walker is not between 0.8 and 2 m or it leans by more than 1 rad.
 
-    :param kwargs: keywords of :class:`NonStationaryMixin` and of ``Walker2d-v5``
+    :param kwargs: keyword arguments of :class:`NonStationaryMixin` and of ``Walker2d-v5``
     """
 
 
