@@ -47,10 +47,10 @@ from sb3_plasticity.study.statistics import (
 
 class Method(NamedTuple):
     """
-    A remedy.
+    A method of the comparison.
 
-    :param mitigations: made anew for each run, of the strengths of L2 and of the effective rank
-    :param activation: of the hidden layers
+    :param mitigations: function that creates the mitigations of a run from the strengths of L2 and of the effective rank
+    :param activation: activation of the hidden layers
     """
 
     mitigations: Callable[[float, float], list[Mitigation]]
