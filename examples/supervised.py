@@ -49,7 +49,8 @@ class Method(NamedTuple):
     """
     A method of the comparison.
 
-    :param mitigations: function that creates the mitigations of a run from the strengths of L2 and of the effective rank
+    :param mitigations: function that creates the mitigations of a run from the strengths of L2 and of the effective
+        rank
     :param activation: activation of the hidden layers
     """
 
