@@ -20,7 +20,7 @@ from stable_baselines3.common.distributions import (
 
 def distribution_outputs(distribution: Distribution) -> th.Tensor:
     """
-    What a policy network says of its action distribution.
+    Read off what a policy network says of its action distribution.
 
     :param distribution: SB3's or sb3-contrib's, with N samples as its batch
     :return: (N, C): means and log standard deviations of a Gaussian (before squashing), or logits
@@ -34,7 +34,7 @@ def distribution_outputs(distribution: Distribution) -> th.Tensor:
 
 def distribution_fisher(distribution: Distribution) -> th.Tensor:
     r"""
-    Fisher information of an action distribution in :func:`distribution_outputs`.
+    Compute the Fisher information of an action distribution in :func:`distribution_outputs`.
 
     Of a Gaussian in mean and log standard deviation :math:`1 / \sigma^2` and 2; of a categorical in its logits
     :math:`\mathrm{diag}(p) - p p^\top`; of a Bernoulli in its logit :math:`p (1 - p)`.
@@ -65,7 +65,7 @@ def distribution_fisher(distribution: Distribution) -> th.Tensor:
 
 def distribution_entropy(distribution: Distribution) -> th.Tensor:
     """
-    Entropy of an action distribution; that of a squashed Gaussian before squashing, which alone has a closed form.
+    Compute an action distribution's entropy; a squashed Gaussian's before squashing, which alone has a closed form.
 
     :param distribution: SB3's or sb3-contrib's, with N samples as its batch
     :return: (N,), in nats
@@ -79,7 +79,7 @@ def distribution_entropy(distribution: Distribution) -> th.Tensor:
 
 def gaussian_of(distribution: Distribution) -> th.distributions.Normal | None:
     """
-    The Gaussian that actions are drawn from, before squashing.
+    Find the Gaussian that actions are drawn from, before squashing.
 
     :param distribution: SB3's or sb3-contrib's
     :return: of SB3's Gaussians and of gSDE, (N, actions); None for any other distribution

@@ -217,7 +217,7 @@ def observed(root: nn.Module) -> Iterator[UnitGraph]:
 
 
 def _critics(critic: Any, observation: Any, action: th.Tensor) -> dict[str, list[th.Tensor]]:
-    """Outputs critic by critic, also where the critic's own result joins them (TQC)."""
+    """Return the outputs critic by critic, also where the critic's own result joins them (TQC)."""
     found: dict[str, list[th.Tensor]] = {}
 
     def note(name: str, _net: nn.Module, _inputs: Any, output: th.Tensor) -> None:

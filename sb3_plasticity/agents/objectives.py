@@ -192,7 +192,7 @@ def _values(policy: Root, samples: Samples) -> th.Tensor:
 @objectives_of.register(MaskablePPO)
 @objectives_of.register(RecurrentPPO)
 def _ppo(model: PPO) -> dict[str, Objective]:
-    """PPO's loss without the penalties that mitigations (L2-ER's too) add to it."""
+    """Pose PPO's loss without the penalties that mitigations (L2-ER's too) add to it."""
     coefficients = PPOCoefficients.of(model)
 
     def loss(values: th.Tensor, log_prob: th.Tensor, entropy: th.Tensor | None, samples: Samples) -> th.Tensor:
@@ -215,7 +215,7 @@ def _a2c(model: A2C) -> dict[str, Objective]:
 
 @objectives_of.register(TRPO)
 def _trpo(model: TRPO) -> dict[str, Objective]:
-    """The surrogate that TRPO's line search raises, and the value network's loss."""
+    """Pose the surrogate that TRPO's line search raises, and the value network's loss."""
     normalize = model.normalize_advantage
 
     def loss(values: th.Tensor, log_prob: th.Tensor, entropy: th.Tensor | None, samples: Samples) -> th.Tensor:

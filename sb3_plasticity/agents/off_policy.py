@@ -59,7 +59,7 @@ def _bootstrapped(samples: ReplaySamples, next_values: th.Tensor) -> th.Tensor:
 
 def action_distribution(actor: Any, observations: Any) -> Distribution:
     """
-    Distribution of a SAC actor's actions.
+    Build the distribution of a SAC actor's actions.
 
     :param actor: SAC's, TQC's or CrossQ's
     :param observations: (N, ...)
@@ -91,7 +91,7 @@ def act(actor: Any, observations: Any, noise: th.Tensor) -> tuple[th.Tensor, th.
 
 
 def _soft_actor(entropy_coefficient: float, target: Target, reduce: Callable[[Any], th.Tensor]) -> Objective:
-    """SAC's actor: it descends the entropy term minus its actions' value, one number of all critics."""
+    """Pose SAC's actor's objective: the entropy term minus the value of its actions, one number of all critics."""
 
     def loss(root: Root, samples: ReplaySamples) -> th.Tensor:
         actions, log_prob = act(root.actor, samples.observations, samples.noise)
@@ -112,7 +112,7 @@ def _taken(root: Root, samples: ReplaySamples) -> Any:
 
 
 def _entropy_coefficient(model: Any) -> float:
-    """The temperature as an update that began now would have it."""
+    """Return the temperature as an update that began now would have it."""
     tensor = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
     return float(tensor)
 
@@ -192,7 +192,7 @@ def _tqc(model: TQC) -> dict[str, Objective]:
 @objectives_of.register(TD3)
 def _td3(model: TD3) -> dict[str, Objective]:
     """
-    TD3's and DDPG's objectives.
+    Pose TD3's and DDPG's objectives.
 
     A deterministic actor gives no distribution and so has no Fisher information. Its output Hessian is the identity,
     the Fisher information of a Gaussian of unit variance around its actions: the GGN's metric is the squared change of

@@ -78,7 +78,7 @@ class _Run(nn.Module):
 
 
 def _used(function: Callable[[Params], th.Tensor], params: Params) -> Params:
-    """Those parameters that a function's result depends on."""
+    """Return those parameters that a function's result depends on."""
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
     with th.enable_grad():
         gradients = th.autograd.grad(function(leaves).sum(), list(leaves.values()), allow_unused=True)

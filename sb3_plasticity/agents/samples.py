@@ -95,7 +95,7 @@ class SampleSource(ABC):
     @abstractmethod
     def latest(self, count: int) -> Any:
         """
-        The latest transitions of all rollouts so far.
+        Hand out the latest transitions of all rollouts so far.
 
         :param count: how many
         :return: a part with as many, or fewer if there are fewer
@@ -104,7 +104,7 @@ class SampleSource(ABC):
     @abstractmethod
     def size(self, part: Any) -> int:
         """
-        Number of transitions.
+        Count the transitions of a part.
 
         :param part: from :meth:`take`, :meth:`latest` or :meth:`last`
         :return: N
@@ -132,7 +132,7 @@ class SampleSource(ABC):
     @abstractmethod
     def rounded(self, count: int) -> int:
         """
-        The number of transitions that is handed out where so many are asked for.
+        Say how many transitions are handed out where so many are asked for.
 
         :param count: asked for
         :return: the same, or that of whole sequences
@@ -327,7 +327,7 @@ def replay_samples(
     normalization: VecNormalize | None = None,
 ) -> ReplaySamples:
     """
-    Given transitions of a replay buffer, as ``ReplayBuffer.sample`` would give them, n-step returns included.
+    Read transitions of a replay buffer, as ``ReplayBuffer.sample`` would give them, n-step returns included.
 
     :param buffer: of SB3, or a subclass with its ``_get_samples``
     :param positions: (N,) indices of steps in the buffer

@@ -208,7 +208,7 @@ class CurvatureCallback(BaseCallback):
         self.model.curvature_progress = kept | {key: self._progress}  # type: ignore[attr-defined]
 
     def _find_records(self) -> None:
-        """Of the same run: what was recorded after the checkpoint, and what before it that the model does not know."""
+        """Find what the same run recorded after the checkpoint, and before it what the model does not know."""
         for info, path in records_after(self._folder, self._progress.run_id):
             if info["step"] > self.num_timesteps:
                 self._replaced.setdefault(_place(info), []).append(path)
@@ -271,7 +271,7 @@ class CurvatureCallback(BaseCallback):
 
     @property
     def _wanted(self) -> int:
-        """Transitions of a measurement: whole sequences for a recurrent policy."""
+        """How many transitions a measurement takes: whole sequences for a recurrent policy."""
         assert self._source is not None
         return self._source.rounded(self.n_samples)
 
@@ -340,7 +340,7 @@ class CurvatureCallback(BaseCallback):
                 self._keep(dataclasses.replace(spectrum, info=info))
 
     def _check_finite(self, measurement: Measurement, samples: Any) -> None:
-        """Training that is spoiled already is named where it began."""
+        """Refuse training that is spoiled already, and name where it began."""
         state = self.model.policy.state_dict() if measurement.state is None else measurement.state
         terms = [
             (f"{getattr(p[0], 'name', p[0])} of the transitions", t) for p, t in pytree.tree_leaves_with_path(samples)
@@ -401,6 +401,6 @@ class CurvatureCallback(BaseCallback):
 
 
 def _place(info: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a spectrum is of: one that a resumed run takes again has the same."""
+    """Say what a spectrum is of: one that a resumed run takes again has the same."""
     when = info["step"] if info["phase"] == "periodic" else None
     return info["phase"], info["task_index"], info["network"], info["kind"], when

@@ -162,7 +162,7 @@ class AgentMeasures:
     # -- forward and backward ------------------------------------------------------------------------------------------
 
     def _passes(self, objectives: Mapping[str, Objective], samples: Any) -> tuple[dict[str, dict[str, Units]], Tensors]:
-        """Units of each network's hidden layers, and gradients of its own loss in its parameters."""
+        """Return the units of each network's hidden layers, and the gradients of its own loss in its parameters."""
         parameters = dict(self.root.named_parameters())
         units: dict[str, dict[str, Units]] = {}
         gradients: Tensors = {}

@@ -237,7 +237,7 @@ def _effective_learning_rate(update: Update) -> float | None:
 
 def refit_loss(problem: Problem, steps: int = PROBE_STEPS) -> float | None:
     r"""
-    Mean squared error that a network reaches on random targets: what is left of its ability to learn.
+    Measure the mean squared error that a network reaches on random targets: what is left of its ability to learn.
 
     From the present weights, ``steps`` full-batch steps of a new optimizer of the agent's class and settings on
     :math:`y_n = \bar f + z_n` with fixed standard normal :math:`z_n`, where :math:`\bar f` is the mean of the network's
@@ -276,7 +276,7 @@ def _renewed(optimizer: th.optim.Optimizer, parameters: list[th.Tensor]) -> th.o
 
 def dormant(tau: float = DORMANT_TAU) -> Metric:
     """
-    Share of tau-dormant units, see :func:`~sb3_plasticity.common.plasticity.dormant_units`.
+    Build the metric of the share of tau-dormant units, see :func:`~sb3_plasticity.common.plasticity.dormant_units`.
 
     :param tau: threshold on a unit's score
     :return: the metric
@@ -286,7 +286,7 @@ def dormant(tau: float = DORMANT_TAU) -> Metric:
 
 def gradient_dormant(tau: float = GRAMA_TAU) -> Metric:
     """
-    GraMa's share of units with small gradients: :func:`~sb3_plasticity.common.plasticity.inactive_gradients`.
+    Build GraMa's metric, the units with small gradients: :func:`~sb3_plasticity.common.plasticity.inactive_gradients`.
 
     :param tau: threshold on a unit's score
     :return: the metric
@@ -296,7 +296,7 @@ def gradient_dormant(tau: float = GRAMA_TAU) -> Metric:
 
 def trainability(steps: int = PROBE_STEPS) -> Metric:
     """
-    Error that a refit to random targets reaches, see :func:`refit_loss`.
+    Build the metric of the error that a refit to random targets reaches, see :func:`refit_loss`.
 
     Not among the defaults: for a [256, 256] network and 512 samples it takes about ``steps`` minibatches of that size,
     a second or so for each network and as long again for the fresh one.

@@ -208,7 +208,7 @@ class PlasticityCallback(BaseCallback):
     # -- measuring -----------------------------------------------------------------------------------------------------
 
     def _new_task(self, index: int) -> None:
-        """Within a rollout the weights are those that the last update left."""
+        """Note a new task: within a rollout the weights are those that the last update left."""
         assert self._own is not None
         self._task = index
         self._own.remember("task")

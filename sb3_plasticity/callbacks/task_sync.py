@@ -81,7 +81,7 @@ class TaskSyncCallback(BaseCallback):
         return True
 
     def _latest(self, due: Task) -> Task:
-        """Task of the newest transitions: with ``switch="reset"`` it may lag behind the one that is due."""
+        """Return the task of the newest transitions: with ``switch="reset"`` it may lag behind the one that is due."""
         batch: Any = self.training_env.unwrapped
         indices = getattr(batch, "task_indices", None)
         if indices is not None:  # a batch of simulations has them at hand, with infos or without

@@ -11,7 +11,7 @@ NO_TASK = (0, float("nan"))
 
 def tasks_of(env: VecEnv, infos: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """
-    Tasks of the latest transitions.
+    Tell the tasks of the latest transitions.
 
     :param env: of the training; a batch of simulations knows its tasks, its infos need not
     :param infos: of the step

@@ -19,7 +19,7 @@ _LAYOUTS: WeakKeyDictionary[SummaryWriter, Layout] = WeakKeyDictionary()
 
 def summary_writer(logger: Logger) -> SummaryWriter | None:
     """
-    The writer of a run's TensorBoard log.
+    Find the writer of a run's TensorBoard log.
 
     What ``logger.record`` takes is written when SB3 next dumps its log, under that step, and lost when recorded again
     before; what is measured at a step of its own goes to the writer.

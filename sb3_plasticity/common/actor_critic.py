@@ -18,7 +18,7 @@ def evaluate_actions(
     policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
     """
-    Values, log probabilities and entropy, for actions as a rollout buffer stores them.
+    Evaluate a policy on actions as a rollout buffer stores them.
 
     :param policy: an SB3 actor-critic policy
     :param observations: (N, ...), or a dictionary of such
@@ -32,7 +32,7 @@ def evaluate_actions(
 
 def evaluate_samples(policy: Any, samples: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
     """
-    Values, log probabilities and entropy of transitions, with what recurrent and maskable policies need besides.
+    Evaluate a policy on transitions, with what recurrent and maskable policies need besides.
 
     :param policy: an actor-critic policy of SB3 or sb3-contrib
     :param samples: N transitions of that policy's buffer
@@ -54,7 +54,7 @@ def evaluate_samples(policy: Any, samples: Samples) -> tuple[th.Tensor, th.Tenso
 
 def zero_observation(policy: ActorCriticPolicy) -> PyTorchObs:
     """
-    One all-zero observation.
+    Make an all-zero observation.
 
     :param policy: an SB3 actor-critic policy
     :return: a batch of one observation, on the policy's device
@@ -68,7 +68,7 @@ def zero_observation(policy: ActorCriticPolicy) -> PyTorchObs:
 
 def zero_action(policy: ActorCriticPolicy) -> th.Tensor:
     """
-    One all-zero action.
+    Make an all-zero action.
 
     :param policy: an SB3 actor-critic policy
     :return: a batch of one action as ``evaluate_actions`` takes it, on the policy's device

@@ -69,7 +69,7 @@ class FrozenTerms(nn.Module):
 
     def forward(self, inputs: th.Tensor, term: int) -> th.Tensor:
         """
-        One term.
+        Compute one term.
 
         :param inputs: of the head's first module
         :param term: its number

@@ -37,7 +37,7 @@ def weight_and_bias(layer: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter
 
 def as_feature_matrix(layer: nn.Module, activations: th.Tensor) -> th.Tensor:
     """
-    Activations as a matrix with one feature a column.
+    Bring activations into the form of a matrix with one feature a column.
 
     :param layer: the layer that reads them
     :param activations: (N, d), (N, ..., d), or (N, C, H, W) for a convolution

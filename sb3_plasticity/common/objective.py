@@ -79,7 +79,7 @@ def ppo_loss(
     coefficients: PPOCoefficients,
 ) -> PPOTerms:
     """
-    PPO's loss, operation for operation as stable-baselines3 computes it, so that results are bit-equal.
+    Compute PPO's loss, operation for operation as stable-baselines3 does, so that results are bit-equal.
 
     :param values: (N,) or (N, 1) predicted values
     :param log_prob: (N,) log probability of the minibatch's actions
@@ -117,7 +117,7 @@ def ppo_loss(
 
 def ppo_terms(policy: ActorCriticPolicy, minibatch: Samples, coefficients: PPOCoefficients) -> PPOTerms:
     """
-    PPO's loss of an actor-critic on a minibatch.
+    Compute PPO's loss of an actor-critic on a minibatch.
 
     :param policy: SB3's actor-critic
     :param minibatch: the samples, as ``RolloutBuffer.get`` yields them
@@ -130,7 +130,7 @@ def ppo_terms(policy: ActorCriticPolicy, minibatch: Samples, coefficients: PPOCo
 
 def l2_penalty(parameters: Iterable[th.Tensor]) -> th.Tensor:
     """
-    Squared Euclidean norm of all parameters together, ||theta||^2.
+    Compute the squared Euclidean norm of all parameters together, ||theta||^2.
 
     :param parameters: tensors of any shape
     :return: scalar
@@ -142,7 +142,7 @@ def features_rank(
     features: Sequence[th.Tensor], of: RankOf = "covariance", aggregate: ErAggregate = "mean"
 ) -> th.Tensor | None:
     """
-    Effective rank of a network's hidden features, by :func:`~sb3_plasticity.common.training_rank.training_rank`.
+    Compute a network's effective rank by :func:`~sb3_plasticity.common.training_rank.training_rank`.
 
     :param features: a matrix (rows, features) for each layer
     :param of: spectrum that is ranked, see :func:`~sb3_plasticity.common.rank.effective_rank`

@@ -14,9 +14,9 @@ PAYS_FROM = 128**3
 
 def is_faster() -> bool:
     """
-    Whether large float32 products on the CPU are to go through oneDNN.
+    Tell whether large float32 products on the CPU had better go through oneDNN.
 
-    :return: False where products must, or had better, run as ever
+    :return: False where that is slower or not possible
     """
     return (
         th.backends.cpu.get_cpu_capability().startswith("AVX512")
@@ -27,7 +27,7 @@ def is_faster() -> bool:
 
 def pays(left: th.Tensor, right: th.Tensor) -> bool:
     """
-    Whether a product is worth the call of oneDNN.
+    Tell whether a product is worth the call of oneDNN.
 
     :param left: (n, k)
     :param right: (m, k)

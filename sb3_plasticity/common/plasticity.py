@@ -16,7 +16,7 @@ SATURATION = 0.99
 
 def stable_rank(features: th.Tensor) -> th.Tensor:
     r"""
-    Stable rank of a layer's features, uncentred.
+    Compute the stable rank of a layer's features, uncentred.
 
     .. math:: \frac{\lVert A \rVert_F^2}{\lVert A \rVert_2^2} = \frac{\sum_i \sigma_i^2}{\max_i \sigma_i^2}
 
@@ -44,7 +44,7 @@ def stable_rank(features: th.Tensor) -> th.Tensor:
 
 def dormant_units(features: th.Tensor, tau: float = DORMANT_TAU) -> th.Tensor:
     r"""
-    Which units of a layer are tau-dormant.
+    Find the units of a layer that are tau-dormant.
 
     Unit i with activation :math:`h_i` is if its score, the mean activation relative to the layer's, is at most tau:
 
@@ -67,7 +67,7 @@ def dormant_units(features: th.Tensor, tau: float = DORMANT_TAU) -> th.Tensor:
 
 def dead_units(features: th.Tensor) -> th.Tensor:
     """
-    Which units of a layer are exactly zero in every row: no gradient reaches a ReLU's incoming weights there.
+    Find the units of a layer that are exactly zero in every row: no gradient reaches a ReLU's incoming weights there.
 
     (Dormancy at tau = 0. Only activations with a flat zero, ReLU and its like, have such units; for tanh see
     :func:`saturated_units`.)
@@ -82,7 +82,7 @@ def dead_units(features: th.Tensor) -> th.Tensor:
 
 def saturated_units(features: th.Tensor, threshold: float = SATURATION) -> th.Tensor:
     """
-    Which units of a tanh layer are saturated: what a dead unit is to ReLU.
+    Find the units of a tanh layer that are saturated, which is what a dead unit is to ReLU.
 
     A unit is if |h| > ``threshold`` in every row: at 0.99 the derivative 1 - h^2 is below 0.02, so almost no gradient
     reaches its incoming weights. (This package's definition: there is no agreed one.)
@@ -99,7 +99,7 @@ def saturated_units(features: th.Tensor, threshold: float = SATURATION) -> th.Te
 
 def inactive_gradients(weight_gradients: th.Tensor, tau: float = GRAMA_TAU) -> th.Tensor:
     r"""
-    Which units of a layer hardly receive gradients: GraMa's counterpart of dormancy.
+    Find the units of a layer that hardly receive gradients: GraMa's counterpart of dormancy.
 
     Unit i with incoming weights :math:`W_i` is inactive if its gradients' mean magnitude, relative to the layer's, is
     at most tau:
@@ -123,7 +123,7 @@ def inactive_gradients(weight_gradients: th.Tensor, tau: float = GRAMA_TAU) -> t
 
 def row_cosine(weight: th.Tensor) -> th.Tensor:
     r"""
-    How parallel the rows of a weight matrix are: the mean of :math:`|\cos(W_i, W_j)|` over pairs of different rows.
+    Measure how parallel the rows of a weight matrix are: mean :math:`|\cos(W_i, W_j)|` over pairs of different rows.
 
     0 for orthogonal rows, 1 for parallel ones, which compute the same (Chung et al. 2024, *Parseval regularization for
     continual reinforcement learning*, who report the rows' cosine similarity). Rows of zeros are orthogonal to all.
@@ -142,7 +142,7 @@ def row_cosine(weight: th.Tensor) -> th.Tensor:
 
 def largest_singular_value(weight: th.Tensor) -> th.Tensor:
     """
-    Spectral norm of a weight matrix, by how much it can stretch its input.
+    Compute the spectral norm of a weight matrix, by which it can stretch its input at most.
 
     :param weight: (d_out, d_in)
     :return: scalar, float64
@@ -157,7 +157,7 @@ def largest_singular_value(weight: th.Tensor) -> th.Tensor:
 
 def euclidean_norm(tensors: Iterable[th.Tensor]) -> th.Tensor:
     """
-    Euclidean norm of all entries of some tensors together.
+    Compute the Euclidean norm of all entries of some tensors together.
 
     :param tensors: of any shapes, of one device
     :return: scalar, float64; 0 for none

@@ -17,7 +17,7 @@ ZERO_BELOW = {th.float64: 1e-300, th.float32: 1e-30, th.bfloat16: 1e-30}
 
 def effective_rank(features: th.Tensor, of: RankOf = "covariance") -> th.Tensor:
     r"""
-    Effective rank of a layer's features, differentiable: the exponentiated Shannon entropy of a normalised spectrum.
+    Compute a layer's effective rank, differentiably: the exponentiated Shannon entropy of a normalised spectrum.
 
     .. math:: \mathrm{erank} = \exp\Big(-\sum_i p_i \log p_i\Big), \qquad p_i = \frac{\sigma_i}{\sum_j \sigma_j}
 
@@ -58,7 +58,7 @@ def effective_rank(features: th.Tensor, of: RankOf = "covariance") -> th.Tensor:
 
 def effective_rank_of_covariance(matrix: th.Tensor) -> th.Tensor:
     """
-    Effective rank of a symmetric positive semi-definite matrix, differentiable: see :func:`effective_rank`.
+    Compute the effective rank of a symmetric positive semi-definite matrix, see :func:`effective_rank`.
 
     ``effective_rank_of_covariance(a.T @ a)`` equals ``effective_rank(a)``; the poster's rank of a sum over layers is
     that of ``sum_l a_l.T @ a_l / N``. A float32 matrix carries rounding errors that look like small eigenvalues and
@@ -87,7 +87,7 @@ def epsilon_rank(
     relative: bool = False,
 ) -> th.Tensor:
     """
-    Epsilon-rank of a spectrum: the fraction, or number, of eigenvalues with an absolute value above epsilon.
+    Compute a spectrum's epsilon-rank: the fraction, or number, of eigenvalues with an absolute value above epsilon.
 
     With ``weights``, the eigenvalues are the nodes of a quadrature (stochastic Lanczos) and the fraction is the sum of
     the weights of those above epsilon. No density on a grid is involved, so epsilon may be as small as one likes.
@@ -188,7 +188,7 @@ def _scale_to_one(values: th.Tensor, name: str) -> th.Tensor:
 
 
 def _positive_eigenvalues(matrix: th.Tensor, relative_tolerance: float) -> th.Tensor:
-    """Eigenvalues (..., d) of a symmetric float64 matrix; negative ones and those within rounding of 0 are set to 0."""
+    """Return a symmetric float64 matrix's eigenvalues (..., d), 0 for negative ones and those within rounding of 0."""
     # eigvalsh, not eigh: its gradient V diag(g) V^T has no 1 / (l_i - l_j), so repeated eigenvalues are harmless.
     values = th.linalg.eigvalsh(matrix)
     return th.where(values > relative_tolerance * values.detach().amax(-1, keepdim=True), values, 0.0)

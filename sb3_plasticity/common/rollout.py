@@ -26,7 +26,7 @@ Samples = RolloutBufferSamples | MaskableRolloutBufferSamples | RecurrentRollout
 
 def rollout_size(buffer: RolloutBuffer) -> int:
     """
-    Number of transitions of a full buffer.
+    Count the transitions of a full buffer.
 
     :param buffer: a rollout buffer
     :return: n_steps * n_envs
@@ -36,7 +36,7 @@ def rollout_size(buffer: RolloutBuffer) -> int:
 
 def is_recurrent(buffer: RolloutBuffer) -> bool:
     """
-    Whether transitions only make sense in sequences.
+    Tell whether transitions only make sense in sequences.
 
     :param buffer: a rollout buffer
     :return: True for sb3-contrib's recurrent buffers
@@ -46,7 +46,7 @@ def is_recurrent(buffer: RolloutBuffer) -> bool:
 
 def rollout_samples(buffer: RolloutBuffer, rows: np.ndarray | None = None) -> Samples:
     """
-    Transitions of a full buffer, as ``RolloutBuffer.get`` would give them.
+    Read transitions of a full buffer, as ``RolloutBuffer.get`` would give them.
 
     Row ``env * n_steps + step`` is the transition of an environment at a step, as in a flattened buffer.
 
@@ -170,5 +170,5 @@ def _spread(available: int, wanted: int) -> np.ndarray:
 
 
 def _is_recurrent_state(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf of a batch is a recurrent state, (layers, n_sequences, hidden)."""
+    """Tell whether a leaf of a batch is a recurrent state, (layers, n_sequences, hidden)."""
     return getattr(path[0], "name", None) == "lstm_states"

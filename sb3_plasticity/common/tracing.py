@@ -1,4 +1,4 @@
-"""Whether the present call only records a program."""
+"""How to tell that the present call only records a program."""
 
 import torch as th
 
@@ -7,12 +7,12 @@ try:
 except ImportError:  # an experimental interface; without it nothing here records through make_fx
 
     def get_proxy_mode() -> None:  # type: ignore[misc]
-        """No recording is under way."""
+        """Return None: no recording is under way."""
 
 
 def is_traced() -> bool:
     """
-    Whether tensors have no values to look at, because ``torch.compile`` or ``make_fx`` records what is done to them.
+    Tell whether tensors have no values to look at, because ``torch.compile`` or ``make_fx`` records a program.
 
     :return: True while a program is recorded
     """

@@ -29,7 +29,7 @@ _ILL_CONDITIONED = 1e-10
 
 def training_rank(features: th.Tensor, of: RankOf = "covariance") -> th.Tensor:
     """
-    Effective rank for a training loop: :func:`effective_rank` in about half the time, with a little rounding.
+    Compute :func:`effective_rank` for a training loop: in about half the time, with a little rounding.
 
     With fewer than 64 rows or features it is :func:`effective_rank`. With more, value and first derivative come out of
     one eigendecomposition, of the columns that are not zero. For ``of="covariance"`` it is in float32, repeated in
@@ -89,7 +89,7 @@ _LIBRARY.define("rank_and_gradient(Tensor features, bool singular) -> (Tensor, T
 
 
 def _rank_and_gradient(features: th.Tensor, singular: bool, vectors: bool = True) -> tuple[th.Tensor, th.Tensor | None]:
-    """Effective rank of (N, d) features and its gradient, None without ``vectors``; NaN for what is not finite."""
+    """Return the effective rank of (N, d) features and its gradient, None without ``vectors``; NaN if not finite."""
     factor = features.float() if features.dtype == th.bfloat16 else features
     largest = max(abs(float(bound)) for bound in th.aminmax(factor))
     if not math.isfinite(largest):
@@ -126,7 +126,7 @@ def _meta(features: th.Tensor, singular: bool) -> tuple[th.Tensor, th.Tensor]:
 
 def _rank_and_slope(factor: th.Tensor, singular: bool, vectors: bool) -> tuple[float, th.Tensor | None, bool] | None:
     """
-    Effective rank of a matrix, twice its derivative by the smaller Gram matrix, and whether a product needs float64.
+    Return a matrix's effective rank, twice its derivative by the smaller Gram matrix, whether products need float64.
 
     None where float32 failed, or where what it cannot tell from 0 would matter. Without ``vectors`` there is no
     derivative.

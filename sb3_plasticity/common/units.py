@@ -58,7 +58,7 @@ class HiddenLayer:
 
     @property
     def incoming(self) -> tuple[str, ...]:
-        """Names of all parameters that have one row a unit: weight, bias and gains."""
+        """The names of all parameters that have one row a unit: weight, bias and gains."""
         return (self.weight, *((self.bias,) if self.bias else ()), *self.gains)
 
 

@@ -112,7 +112,7 @@ class Draw:
 
 def gauss_radau_masses(nodes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, points: np.ndarray) -> np.ndarray:
     """
-    The sharp bounds of Chebyshev, Markov and Stieltjes on a measure's mass below some points.
+    Compute the sharp bounds of Chebyshev, Markov and Stieltjes on a measure's mass below some points.
 
     The rule with one more node, at the point itself, has the same moments. No measure that has them has less mass below
     the point than the rule has there, nor more than that and the point's own weight together. In the basis of the Ritz

@@ -14,7 +14,7 @@ def entk_spectrum(
     output_fn: OutputFn, params: dict[str, th.Tensor], inputs: Any, *, dtype: th.dtype | None = None
 ) -> Spectrum:
     r"""
-    Exact spectrum of the empirical neural tangent kernel :math:`J J^\top / N` of N samples and C outputs.
+    Compute the exact spectrum of the empirical neural tangent kernel :math:`J J^\top / N` of N samples and C outputs.
 
     Jacot, Gabriel and Hongler 2018. It is the generalised Gauss-Newton matrix :math:`J^\top J / N` with a unit output
     Hessian, whose nonzero eigenvalues are the kernel's: at most N * C of them, of which a kernel of full rank has all.

@@ -19,7 +19,7 @@ def ggn_spectrum(
     dtype: th.dtype | None = None,
 ) -> Spectrum:
     r"""
-    Exact spectrum of the generalised Gauss-Newton matrix, the mean over samples of :math:`J_n^\top H_n J_n`.
+    Compute the exact spectrum of the generalised Gauss-Newton matrix, the samples' mean :math:`J_n^\top H_n J_n`.
 
     Schraudolph 2002; Dangel, Tatzel and Hennig 2022, *ViViT*. With :math:`H_n = R_n R_n^\top`, its N * C nonzero
     eigenvalues are those of the Gram matrix of the rows :math:`R_n^\top J_n / \sqrt N`. For linear layers an entry is a
@@ -57,7 +57,7 @@ def ggn_spectrum(
 
 def eigenvalues(jacobian: Jacobian, layers: list[Layer], others: list[str], columns: list[int]) -> np.ndarray:
     """
-    Nonzero eigenvalues of a part of the GGN: that of some parameters and outputs.
+    Compute the nonzero eigenvalues of a part of the GGN: that of some parameters and outputs.
 
     :param jacobian: of the whole network
     :param layers: the part's layers
@@ -79,7 +79,7 @@ def eigenvalues(jacobian: Jacobian, layers: list[Layer], others: list[str], colu
 
 def nonnegative_eigenvalues(matrix: th.Tensor) -> np.ndarray:
     """
-    Eigenvalues of a positive semi-definite matrix, in float64, with those within its rounding of zero set to zero.
+    Compute a positive semi-definite matrix's eigenvalues in float64, those within its rounding of zero set to zero.
 
     :param matrix: (d, d)
     :return: (d,), ascending
@@ -105,7 +105,7 @@ def exact_spectrum(values: np.ndarray, dim: int, dtype: th.dtype) -> Spectrum:
 
 def working_dtype(params: dict[str, th.Tensor], dtype: th.dtype | None) -> th.dtype:
     """
-    The dtype of a computation.
+    Choose the dtype of a computation.
 
     :param params: name -> tensor
     :param dtype: as the user gave it
@@ -115,7 +115,7 @@ def working_dtype(params: dict[str, th.Tensor], dtype: th.dtype | None) -> th.dt
 
 
 def _gram(jacobian: Jacobian, layers: list[Layer], others: list[str], columns: list[int]) -> th.Tensor:
-    """Gram matrix of the rows of some outputs, summed over layers."""
+    """Return the Gram matrix of the rows of some outputs, summed over layers."""
     n_samples, n_columns = jacobian.n_samples, len(columns)
     rows = n_samples * n_columns
     gram: th.Tensor | None = None

@@ -29,7 +29,7 @@ def hessian_spectrum(
     dtype: th.dtype | None = None,
 ) -> Spectrum:
     """
-    Spectrum of a loss's Hessian by stochastic Lanczos quadrature with full reorthogonalisation.
+    Compute the spectrum of a loss's Hessian by stochastic Lanczos quadrature with full reorthogonalisation.
 
     Ubaru, Chen and Saad 2017, *Fast estimation of tr(f(A)) via stochastic Lanczos quadrature*; Ghorbani, Krishnan and
     Xiao 2019. One draw costs ``steps`` Hessian-vector products, about a gradient each, and keeps ``steps`` vectors of
@@ -84,7 +84,7 @@ def hessian_vector_product(
     dtype: th.dtype | None = None,
 ) -> dict[str, th.Tensor]:
     """
-    Product of a loss's Hessian with a vector, by double backward (Pearlmutter 1994).
+    Multiply a vector by a loss's Hessian, by double backward (Pearlmutter 1994).
 
     :param loss_fn: see :func:`hessian_spectrum`
     :param params: name -> tensor

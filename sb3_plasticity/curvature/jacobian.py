@@ -56,7 +56,7 @@ class Layer:
 
     def dense(self, columns: list[int]) -> Iterator[th.Tensor]:
         """
-        Jacobian of the given outputs, in pieces.
+        Return the Jacobian of the given outputs, in pieces.
 
         :param columns: outputs
         :yields: blocks (N * len(columns), b) of columns, ``size`` in all
@@ -184,7 +184,7 @@ def _shape(call: Call, n_outputs: int) -> tuple[int, int, int, int]:
 
 
 def _inputs(call: Call, names: tuple[str, ...]) -> th.Tensor:
-    """Inputs (N, T, d_in) that go with the named parameters: those of the weight, and 1 for the bias."""
+    """Return the inputs (N, T, d_in) that go with the named parameters: those of the weight, and 1 for the bias."""
     if call.weight in names and call.bias not in names:
         return call.inputs
     one = call.inputs.new_ones((*call.inputs.shape[:2], 1))
@@ -192,12 +192,12 @@ def _inputs(call: Call, names: tuple[str, ...]) -> th.Tensor:
 
 
 def _cat(tensors: list[th.Tensor], dim: int) -> th.Tensor:
-    """th.cat that does not copy a single tensor."""
+    """Concatenate as th.cat does, without copying a single tensor."""
     return tensors[0] if len(tensors) == 1 else th.cat(tensors, dim)
 
 
 def _groups(calls: list[Call]) -> dict[tuple[str, ...], list[int]]:
-    """Parameters -> their calls: a weight and a bias go together if they always do."""
+    """Return parameters -> their calls: a weight and a bias go together if they always do."""
     by_name: dict[str, list[int]] = {}
     for index, call in enumerate(calls):
         for name in call.names:
@@ -219,7 +219,7 @@ def _groups(calls: list[Call]) -> dict[tuple[str, ...], list[int]]:
 def _others(
     outputs: th.Tensor, roots: th.Tensor, leaves: dict[str, th.Tensor]
 ) -> tuple[dict[str, int], dict[str, frozenset[int]]]:
-    """Sizes of the parameters that are no layers, and the outputs that depend on each."""
+    """Return the sizes of the parameters that are no layers, and the outputs that depend on each."""
     if not leaves:
         return {}, {}
     weights = th.rand(len(outputs), generator=th.Generator().manual_seed(0), dtype=th.float64).to(outputs) + 0.5
@@ -248,7 +248,7 @@ def _others(
 
 
 def _jacobian_rows(outputs: th.Tensor, leaves: list[th.Tensor], roots: th.Tensor) -> th.Tensor:
-    """Explicit Jacobian (N * K, sum of sizes) of roots^T outputs, several rows per backward pass where vmap can."""
+    """Return the Jacobian (N * K, sum of sizes) of roots^T outputs, several rows per backward pass where vmap can."""
     n_samples, n_outputs, n_columns = roots.shape
     size = sum(leaf.numel() for leaf in leaves)
     jacobian = outputs.new_empty((n_samples * n_columns, size))
@@ -263,7 +263,7 @@ def _jacobian_rows(outputs: th.Tensor, leaves: list[th.Tensor], roots: th.Tensor
 
 
 def _batched_grad(outputs: th.Tensor, leaves: list[th.Tensor], cotangents: th.Tensor) -> th.Tensor:
-    """Gradients (rows, sum of sizes) for a batch of cotangents (rows, N, C)."""
+    """Return the gradients (rows, sum of sizes) for a batch of cotangents (rows, N, C)."""
     try:
         grads = th.autograd.grad(
             outputs, leaves, cotangents, retain_graph=True, materialize_grads=True, is_grads_batched=True

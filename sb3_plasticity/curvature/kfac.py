@@ -20,7 +20,7 @@ def kfac_spectrum(
     dtype: th.dtype | None = None,
 ) -> Spectrum:
     r"""
-    Spectrum of the Kronecker-factored generalised Gauss-Newton matrix, a block per layer.
+    Compute the spectrum of the Kronecker-factored generalised Gauss-Newton matrix, a block per layer.
 
     .. math:: \mathrm{GGN}_l \approx E_n[a_n a_n^\top] \otimes E_n\Big[\sum_c g_{nc} g_{nc}^\top\Big]
 
@@ -54,7 +54,7 @@ def kfac_spectrum(
 
 def kronecker_eigenvalues(layer: Layer) -> np.ndarray:
     """
-    Eigenvalues of a layer's Kronecker product.
+    Compute the eigenvalues of a layer's Kronecker product.
 
     :param layer: with gradients that carry the 1 / N of the mean over samples
     :return: (d_in * d_out,), none negative
@@ -67,5 +67,5 @@ def kronecker_eigenvalues(layer: Layer) -> np.ndarray:
 
 
 def _second_moment_eigenvalues(rows: th.Tensor) -> np.ndarray:
-    """Eigenvalues (d,) of rows^T rows."""
+    """Return the eigenvalues (d,) of rows^T rows."""
     return nonnegative_eigenvalues(rows.T @ rows)

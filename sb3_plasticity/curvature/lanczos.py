@@ -29,7 +29,7 @@ class Quadrature:
 
 def quadrature(matvec: MatVec, dim: int, steps: int, generator: th.Generator, reference: th.Tensor) -> Quadrature:
     """
-    Stochastic Lanczos quadrature from one random start vector.
+    Run stochastic Lanczos quadrature from one random start vector.
 
     A start vector's Krylov space may close early (repeated or few eigenvalues). Its Ritz values are eigenvalues then,
     and a new start vector orthogonal to all before goes on in the complement, for which it is a draw of its own. So
@@ -90,7 +90,7 @@ def lanczos(
     matvec: MatVec, dim: int, steps: int, generator: th.Generator, reference: th.Tensor
 ) -> tuple[list[Block], int]:
     """
-    Lanczos with full reorthogonalisation from a Gaussian vector, started anew whenever a Krylov space closes.
+    Run Lanczos with full reorthogonalisation from a Gaussian vector, anew whenever a Krylov space closes.
 
     :param matvec: product of a symmetric matrix with a (dim,) vector
     :param dim: size of the matrix

@@ -86,7 +86,7 @@ class _Tape(TorchDispatchMode):
                 self.nodes[id(part)] = self.graph.call_function(operator.getitem, (node, index))
 
     def _simplified(self, func: Any, args: Any, kwargs: Any, result: Any) -> fx.Node | None:
-        """A cheaper way to the same result, if there is one."""
+        """Return a cheaper way to the same result, if there is one."""
         if func is _aten.t.default:
             node = self.nodes[id(args[0])]
             return node.args[0] if node.target is _aten.t.default else None  # type: ignore[return-value]
@@ -99,7 +99,7 @@ class _Tape(TorchDispatchMode):
         return None
 
     def _onednn(self, left: th.Tensor, right: th.Tensor) -> fx.Node | None:
-        """Left @ right with the constant one of the two first, where that is possible without transposing."""
+        """Return left @ right with the constant one of the two first, where that is possible without transposing."""
         first, second = self.nodes.get(id(left)), self.nodes.get(id(right))
         if first is None and second is not None:
             return self._linear(self._constant(left.contiguous()), self._transposed(second))
@@ -113,7 +113,7 @@ class _Tape(TorchDispatchMode):
         return None
 
     def _linear(self, first: fx.Node, second: fx.Node) -> fx.Node:
-        """First, contiguous, times the transpose of second."""
+        """Return first, which is contiguous, times the transpose of second."""
         self.uses_onednn = True
         return self.graph.call_function(onednn.linear, (first, second, None))
 

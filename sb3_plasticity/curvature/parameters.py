@@ -20,7 +20,7 @@ class FlatView:
 
     def split(self, vector: th.Tensor) -> list[th.Tensor]:
         """
-        Views of a flat vector's pieces.
+        Split a flat vector into views of its pieces.
 
         :param vector: (size,)
         :return: a tensor of each parameter's shape
@@ -31,7 +31,7 @@ class FlatView:
 
     def flatten(self, values: dict[str, th.Tensor]) -> th.Tensor:
         """
-        One vector of all values.
+        Join all values into one vector.
 
         :param values: name -> tensor, in any order
         :return: (size,)

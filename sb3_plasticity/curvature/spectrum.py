@@ -170,7 +170,7 @@ class Spectrum:
 
     def epsilon_rank(self, eps: float, normalized: bool = True, relative: bool = False) -> Measure:
         """
-        Fraction, or number, of the ``dim`` eigenvalues with an absolute value above ``eps``.
+        Return the fraction, or number, of the ``dim`` eigenvalues with an absolute value above ``eps``.
 
         No density on a grid is involved. Where no node is near ``eps``, a node stands for eigenvalues on both sides of
         it, and the interval is wide: take more steps, or a larger ``eps``.
@@ -187,7 +187,7 @@ class Spectrum:
 
     def epsilon_rank_bounds(self, eps: float, normalized: bool = True) -> tuple[float, float]:
         """
-        Between which numbers the epsilon-rank lies with 98% confidence: the ends of its interval.
+        Return the ends of the interval in which the epsilon-rank lies with 98% confidence.
 
         :param eps: threshold, > 0
         :param normalized: fractions (default) instead of numbers
@@ -199,7 +199,7 @@ class Spectrum:
 
     def effective_rank(self) -> Measure:
         """
-        Exponentiated Shannon entropy of the ``dim`` absolute eigenvalues, each divided by their sum.
+        Compute the exponentiated Shannon entropy of the ``dim`` absolute eigenvalues, each divided by their sum.
 
         As in :func:`~sb3_plasticity.common.rank.effective_rank` (Roy and Vetterli 2007); a zero matrix has rank 1. Its
         error is that of the start vectors, to first order.
@@ -239,7 +239,7 @@ class Spectrum:
 
     def measures(self, epsilon: Iterable[float] = (1e-3, 1e-2, 1e-1)) -> dict[str, Measure]:
         """
-        All measures by name, as the callback logs and :func:`load_spectra` tabulates them.
+        Return all measures by name, as the callback logs and :func:`load_spectra` tabulates them.
 
         :param epsilon: thresholds; each gives ``epsilon_rank_<eps>``, the normalised, absolute epsilon-rank
         :return: measures, from ``epsilon_rank_...`` to ``negative_fraction``
@@ -255,7 +255,7 @@ class Spectrum:
 
     def density(self, grid: np.ndarray, bandwidth: float) -> np.ndarray:
         """
-        Smoothed spectral density, for pictures only: a Gaussian of width ``bandwidth`` at every node, by weight.
+        Smooth the spectral density, for pictures only: a Gaussian of width ``bandwidth`` at every node, by weight.
 
         :param grid: (m,) eigenvalues at which to evaluate it
         :param bandwidth: standard deviation of the Gaussian, > 0
@@ -336,7 +336,7 @@ class Spectrum:
 
     def shares(self) -> tuple[np.ndarray, np.ndarray]:
         """
-        Eigenvalues and the best estimate of their shares: all draws' nodes, with known eigenvalues counted.
+        Return the eigenvalues and the best estimate of their shares: all draws' nodes, with known eigenvalues counted.
 
         :return: (k,) nodes and (k,) shares of the ``dim`` eigenvalues, which sum to 1
         """
@@ -360,7 +360,7 @@ class Spectrum:
         return Measure(value, (high - low) / (2 * _NORMAL), low, high)
 
     def _sum(self, function: Callable[[np.ndarray], np.ndarray]) -> Measure:
-        """Sum of a function over the eigenvalues, with the error that the start vectors make."""
+        """Return the sum of a function over the eigenvalues, with the error that the start vectors make."""
         if self.exact:
             return Measure(float((self.weights * function(self.nodes)).sum() * self.dim), 0.0)
         return Measure(*total(self._draws, function))

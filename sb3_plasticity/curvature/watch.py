@@ -139,7 +139,7 @@ def watched_forward(
 
 
 def _unfit(outputs: th.Tensor, calls: list[Call], leaves: dict[str, th.Tensor]) -> set[str]:
-    """Names of parameters whose calls do not go sample by sample, or that are used in another way too."""
+    """Return the names of parameters whose calls do not go sample by sample, or that are used in another way too."""
     if not calls:
         return set()
     n_samples = len(outputs)

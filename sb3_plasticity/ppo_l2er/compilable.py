@@ -79,7 +79,7 @@ def _of_hooks(policy: ActorCriticPolicy) -> str | None:
 
 def is_watched(optimizer: th.optim.Optimizer) -> bool:
     """
-    Whether somebody wants to know when an optimizer steps.
+    Tell whether somebody wants to know when an optimizer steps.
 
     :param optimizer: any
     :return: True if it has hooks, or a ``step`` of its own as learning rate schedulers give it

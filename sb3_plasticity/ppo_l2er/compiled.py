@@ -81,7 +81,7 @@ class Variant:
 
 def minibatches_seen(part: Mitigation) -> int:
     """
-    How many minibatches a mitigation has seen, as its hooks count them.
+    Count the minibatches that a mitigation has seen, as its hooks do.
 
     :param part: bound to an agent whose networks are updated together
     :return: forward passes for penalties on features, updates for the others
@@ -168,7 +168,7 @@ class CompiledUpdate:
 
     def ranks_rows(self, variant: Variant) -> bool:
         """
-        Whether a minibatch comes with transitions that are drawn for the effective rank.
+        Tell whether a minibatch comes with transitions that are drawn for the effective rank.
 
         :param variant: of the minibatch
         :return: False for those that rank their own features, or none
@@ -280,7 +280,7 @@ class CompiledUpdate:
 
     def penalties(self, rows: np.ndarray) -> Iterator[tuple[Mitigation, np.ndarray, np.ndarray]]:
         """
-        Penalties on features that were reported.
+        Go through the penalties on features that were reported.
 
         :param rows: as :meth:`epoch` gives them, from the first on
         :yields: for each mitigation and network: the mitigation, in which minibatches it acted, and its values
@@ -315,7 +315,7 @@ class CompiledUpdate:
         minibatch: Samples,
         er_batch: Samples | None,
     ) -> tuple[th.Tensor, ...]:
-        """One update, in place; traced once for each program."""
+        """Take one update, in place; traced once for each program."""
         parameters, alive = state[:count], state[-1]
         numbers = len(Hyperparameters._fields)
         at: Any = Hyperparameters._make(hyperparameters[:numbers].unbind())

@@ -325,7 +325,7 @@ class PPO_L2ER(PPO):
             self._rank.state[kind] = dict.fromkeys(self._rank.targets, count)
 
     def _train_eager(self) -> None:
-        """SB3's ``train()`` with the two mitigations attached, the steps of ``er_mode="step"`` between its passes."""
+        """Run SB3's ``train()`` with both mitigations attached, the steps of ``er_mode="step"`` between its passes."""
         buffer = self.rollout_buffer
         minibatches = Minibatches(buffer, self._rank_ascent)
         check = GradientCheck(self.policy, PPOCoefficients.of(self))
@@ -401,7 +401,7 @@ class PPO_L2ER(PPO):
             self._compiled.ascent.prepare(self._rollout)
 
     def _variant(self, offset: int) -> Variant:
-        """Of the minibatch after so many others."""
+        """Return the variant of the minibatch after so many others."""
         assert self._compiled is not None
         return Variant(
             due=self._compiled.due(lambda part: minibatches_seen(part) + offset),
@@ -411,7 +411,7 @@ class PPO_L2ER(PPO):
         )
 
     def _run_programs(self) -> None:
-        """As SB3's ``train()``, on the same minibatches in the same order."""
+        """Update as SB3's ``train()`` does, on the same minibatches in the same order."""
         compiled, size = self._compiled, rollout_size(self.rollout_buffer)
         assert compiled is not None
         history: dict[str, list[Any]] = defaultdict(list)
@@ -484,7 +484,7 @@ class PPO_L2ER(PPO):
         self._er_losses.append(loss.item())
 
     def _rollout_ranks(self) -> dict[str, float]:
-        """Effective ranks on the rollout's features, under the weights that collected it."""
+        """Return the effective ranks on the rollout's features, under the weights that collected it."""
         size = rollout_size(self.rollout_buffer)
         rows = np.linspace(0, size - 1, LOGGED_ROWS).astype(int) if size > LOGGED_ROWS else None
         rollout = rollout_samples(self.rollout_buffer, rows)

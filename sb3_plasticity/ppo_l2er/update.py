@@ -70,7 +70,7 @@ class _RowsRank(EffectiveRank):
 
     @override
     def feature_layers(self, network: Network) -> tuple[str, ...]:
-        """None: the minibatch's own features are left alone."""
+        """Name no layer: the minibatch's own features are left alone."""
         return ()
 
     @override
@@ -120,7 +120,7 @@ def policy_features(rank: EffectiveRank, samples: Samples) -> dict[str, th.Tenso
 
 def rank_penalties(rank: EffectiveRank, features: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
     """
-    Negative effective rank, network by network.
+    Compute the negative effective rank, network by network.
 
     :param rank: how it is taken
     :param features: a matrix (rows, features) for each layer
@@ -134,7 +134,7 @@ def rank_penalties(rank: EffectiveRank, features: Mapping[str, th.Tensor]) -> di
 
 def rank_loss(rank: EffectiveRank, features: Mapping[str, th.Tensor]) -> th.Tensor:
     """
-    The term of the objective, -(erank_policy + erank_value).
+    Compute the term of the objective, -(erank_policy + erank_value).
 
     :param rank: how it is taken
     :param features: a matrix (rows, features) for each layer
