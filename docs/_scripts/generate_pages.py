@@ -61,11 +61,11 @@ def write(folder: Path, title: str, pages: Iterator[Page]) -> None:
     :param pages: any number of them
     """
     folder.mkdir(exist_ok=True)
-    written = sorted(pages, key=lambda page: (page.group, page.name.lower()))
+    written = sorted(pages, key=lambda page: (summary(importlib.import_module(page.group)), page.name.lower()))
     for page in written:
         _update(folder / f"{page.name}.md", page.text)
-    introduction = (folder.parent / "_scripts" / f"{folder.name}.md").read_text(encoding="utf-8")
-    _update(folder / "index.md", f"# {title}\n\n{introduction}\n{index(written)}")
+    frame = (folder.parent / "_scripts" / f"{folder.name}.md").read_text(encoding="utf-8")
+    _update(folder / "index.md", f"# {title}\n\n{frame.replace('% index', index(written))}")
     for path in folder.glob("*.md"):
         if path.stem not in ("index", *(page.name for page in written)):
             path.unlink()

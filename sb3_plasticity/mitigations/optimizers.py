@@ -129,8 +129,8 @@ class TRAC(th.optim.Optimizer):
     last tuners, :math:`\delta = (\theta - \theta_r) / (S + \epsilon)`, and :math:`h = \langle \delta, g \rangle` over
     all parameters. For every discount :math:`\beta`, TRAC computes
 
-    .. math:: v \leftarrow \beta^2 v + h^2, \quad q \leftarrow \beta q - h, \quad
-        s = \frac{s_0}{\mathrm{erfi}(1 / \sqrt 2)} \mathrm{erfi}\Big(\frac{q}{\sqrt{2 v} + \epsilon}\Big)
+    .. math:: v &\leftarrow \beta^2 v + h^2, \quad q \leftarrow \beta q - h, \\
+        s &= \frac{s_0}{\mathrm{erfi}(1 / \sqrt 2)} \mathrm{erfi}\Big(\frac{q}{\sqrt{2 v} + \epsilon}\Big)
 
     and then :math:`\theta \leftarrow \theta_r + \max(\sum s, 0) (\delta + u)`. The initial value of :math:`q` is 1e-8.
     The state is part of ``state_dict``, so a loaded agent continues as if it had not been interrupted. The authors'
