@@ -13,11 +13,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-from torch.utils import _pytree as pytree
 
 from sb3_plasticity.agents import networks_of, objectives_of, source_of
 from sb3_plasticity.agents.problems import CurvatureProblem, curvature_problem
 from sb3_plasticity.agents.samples import SampleSource
+from sb3_plasticity.callbacks.finite import check_finite
 from sb3_plasticity.callbacks.progress import Measurement, Progress, records_after
 from sb3_plasticity.callbacks.spectrum_log import log_spectrum, spectrum_charts
 from sb3_plasticity.callbacks.tasks import tasks_of
@@ -303,7 +303,8 @@ class CurvatureCallback(BaseCallback):
     def _measure(self, measurement: Measurement) -> None:
         assert self._source is not None
         samples = self._source.read(measurement.parts)
-        self._check_finite(measurement, samples)
+        weights = self.model.policy.state_dict() if measurement.state is None else measurement.state
+        check_finite(f"CurvatureCallback at {measurement.step} timesteps", samples, weights)
         objectives = objectives_of(self.model)
         root: nn.Module = self.model.policy
         state = None
@@ -338,17 +339,6 @@ class CurvatureCallback(BaseCallback):
                 if kind in ("ggn", "entk"):
                     info["rank_ceiling"] = min(1.0, n_samples * problem.output_hessian.shape[1] / spectrum.dim)
                 self._keep(dataclasses.replace(spectrum, info=info))
-
-    def _check_finite(self, measurement: Measurement, samples: Any) -> None:
-        """Refuse training that is spoiled already, and name where it began."""
-        state = self.model.policy.state_dict() if measurement.state is None else measurement.state
-        terms = [
-            (f"{getattr(p[0], 'name', p[0])} of the transitions", t) for p, t in pytree.tree_leaves_with_path(samples)
-        ]
-        terms += [(f"{name} of the policy", value) for name, value in state.items()]
-        for term, tensor in terms:
-            if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
-                raise FloatingPointError(f"CurvatureCallback at {measurement.step} timesteps, {term}: NaN or infinity")
 
     def _spectrum(self, problem: CurvatureProblem, kind: str) -> tuple[Spectrum, int]:
         """Return a spectrum and the number of transitions it is of: fewer where memory sets a bound."""

@@ -43,7 +43,6 @@ from sb3_plasticity.common.plasticity import (
 from sb3_plasticity.common.rank import effective_rank
 
 KINDS = ("units", "parameters", "gradients", "outputs", "update", "problem")
-LAYER_KINDS = ("units", "parameters", "gradients")
 REDUCTIONS = ("mean", "units", "norm", "max")
 PROBE_STEPS = 100
 _PROBE_SEED = 20_230_213

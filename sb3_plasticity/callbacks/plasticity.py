@@ -4,16 +4,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-from torch.utils import _pytree as pytree
 
 from sb3_plasticity.agents import networks_of, objectives_of, source_of
 from sb3_plasticity.agents.fresh import fresh_policy
 from sb3_plasticity.agents.samples import SampleSource
+from sb3_plasticity.callbacks.finite import check_finite
 from sb3_plasticity.callbacks.measuring import AgentMeasures, Measures
 from sb3_plasticity.callbacks.metrics import DEFAULT_METRICS, Metric, dormant, find_metrics
 from sb3_plasticity.callbacks.tasks import NO_TASK, tasks_of
@@ -215,7 +214,8 @@ class PlasticityCallback(BaseCallback):
 
     def _measure(self, samples: Any) -> None:
         assert self._own is not None
-        self._check_finite(samples)
+        where = f"PlasticityCallback at {self.num_timesteps} timesteps"
+        check_finite(where, samples, dict(self.model.policy.named_parameters()))
         try:
             measures = self._own.measure(samples)
             control = {} if self._fresh is None else self._fresh.measure(samples)
@@ -245,18 +245,6 @@ class PlasticityCallback(BaseCallback):
             control = {key: self._first_update[key] for key in changes if key in self._first_update}
             self.control_measures = self.control_measures | control
             self._log("plasticity_control", control, pending.step)
-
-    def _check_finite(self, samples: Any) -> None:
-        """Name what is not finite before distributions and losses hide where it came from."""
-        for path, tensor in pytree.tree_leaves_with_path(samples):
-            if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
-                raise self._error(f"{getattr(path[0], 'name', path[0])} of the transitions")
-        for name, parameter in self.model.policy.named_parameters():
-            if not bool(th.isfinite(parameter).all()):
-                raise self._error(f"{name} of the policy")
-
-    def _error(self, term: str) -> FloatingPointError:
-        return FloatingPointError(f"PlasticityCallback at {self.num_timesteps} timesteps, {term}: NaN or infinity")
 
     # -- keeping -------------------------------------------------------------------------------------------------------
 
