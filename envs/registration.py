@@ -37,7 +37,9 @@ def register_nonstationary(
             "DriftingPole-v0", "CartPole-v1", parameter="gravity",
             schedule={"kind": "uniform", "low": 5, "high": 15, "period": 50_000},
         )
-        register_nonstationary("SlipperySwimmer-v0", SlipperySwimmerEnv, BatchedSwimmer, max_episode_steps=1000)
+        register_nonstationary(
+            "SlipperySwimmer-v0", SlipperySwimmerEnv, BatchedSwimmer, max_episode_steps=1000
+        )
 
     :param id: id of the new environment, such as ``"SlipperySwimmer-v0"``
     :param parent: the environment that changes: a class of MuJoCo environments
