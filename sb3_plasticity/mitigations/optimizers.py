@@ -25,7 +25,8 @@ class UPGD(th.optim.Optimizer):
     parameters, Adam's corrected moments :math:`\hat m, \hat v` and the noise :math:`\xi \sim N(0, \sigma^2)`, the
     update is
 
-    .. math:: \theta \leftarrow (1 - \eta \lambda) \theta - 2 \eta (1 - s) [\hat m / (\sqrt{\hat v} + \epsilon) + \xi]
+    .. math:: \theta \leftarrow {} & (1 - \eta \lambda) \theta \\
+        & - 2 \eta (1 - s) [\hat m / (\sqrt{\hat v} + \epsilon) + \xi]
 
     There are two differences to the authors' code. The maximum is corrected for bias like the utilities; theirs is not,
     which saturates the gates at first. If no utility is positive, the utilities are divided by the largest absolute
