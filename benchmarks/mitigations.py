@@ -7,7 +7,8 @@ What each registered mitigation costs: its whole iteration (rollout and update) 
 "eager" is stock PPO with a ``MitigationCallback``, over stock PPO; "compiled" is ``PPO_L2ER(compile=True)`` without
 L2-ER of its own and with the callback, over the same without. The two take turns, one iteration each, and what counts
 is the CPU time of the process, on one thread: the wall clock of a machine that is not alone says little. The learning
-rate is 0, so that both agents do the same in the same world. Arguments are the defaults, but that what acts between
+rate is 0 and both begin at the same time, so that they do the same in the same world: an ant that has fallen is
+simulated at another speed than one that stands. Arguments are the defaults, but that what acts between
 rollouts does so at every rollout, and that what waits for units to mature finds them mature. A ratio is the median of
 the rounds and comes with a 90% interval, from their ranks; only an interval above the goal counts as a miss. Prints
 tables and writes ``results/mitigations.json``, in which a mitigation, setting and kind of update that is not measured
@@ -27,6 +28,7 @@ import torch as th
 from measure import machine, median
 from scipy.stats import quantile_test
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 from training import OFF, ROLLOUT, SETTINGS, arguments, environment
 
@@ -68,14 +70,24 @@ def agent(setting: str, compiled: bool, rollout: int) -> Any:
     return kind("MlpPolicy", env, device="cpu", policy_kwargs=policy_kwargs, **settings, **extra)
 
 
+class Clock(BaseCallback):
+    """When a rollout starts; what is done once, before the first, is not an iteration's."""
+
+    def _on_rollout_start(self) -> None:
+        self.began = time.process_time()
+
+    def _on_step(self) -> bool:
+        return True
+
+
 def iterations(model: Any, rollout: int, mitigations: list[dict[str, Any]] | None) -> Callable[[], float]:
     """Let an agent train one iteration a call, and return its CPU seconds."""
-    callback = None if mitigations is None else MitigationCallback(mitigations)
+    clock = Clock()
+    callbacks = [clock, *([] if mitigations is None else [MitigationCallback(mitigations)])]
 
     def iterate() -> float:
-        began = time.process_time()
-        model.learn(rollout, callback=callback, reset_num_timesteps=False, log_interval=None)
-        return time.process_time() - began
+        model.learn(rollout, callback=callbacks, reset_num_timesteps=False, log_interval=None)
+        return time.process_time() - clock.began
 
     iterate()  # compiles, and fills the optimizer's state
     return iterate
@@ -102,14 +114,12 @@ def main() -> None:
     for setting in args.settings:
         for update in args.updates:
             print(f"\n{setting}: {SETTINGS[setting][1]}, minibatch {SETTINGS[setting][2]}, {update}", flush=True)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                plain = iterations(agent(setting, update == "compiled", args.rollout), args.rollout, None)
             for name in args.names:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
-                    mitigated = iterations(
-                        agent(setting, update == "compiled", args.rollout), args.rollout, entry(name)
+                    plain, mitigated = (
+                        iterations(agent(setting, update == "compiled", args.rollout), args.rollout, mitigations)
+                        for mitigations in (None, entry(name))
                     )
                     pairs = [(plain(), mitigated()) for _ in range(args.rounds)]
                 said = [str(warning.message) for warning in caught if "runs uncompiled" in str(warning.message)]

@@ -206,20 +206,23 @@ class ContinualBackprop(_ActivityRecycler):
         """Return what each unit is worth in this update: (units,)."""
         if self.utility == "random":
             return th.rand(layer.n_units, generator=self.generator).to(inputs.device)
-        incoming = self.root.get_parameter(layer.weight).abs().flatten(1).mean(1)
         if self.utility == "adaptation":
-            return 1 / incoming.clamp(min=SMALL)
+            return 1 / self._incoming(layer)
         outgoing = []
         for consumer in layer.consumers:
             weight = self.root.get_parameter(consumer.weight)
-            size = weight.abs().movedim(1, 0).flatten(1).mean(1)
+            size = weight.abs().mean([axis for axis in range(weight.ndim) if axis != 1])
             outgoing.append(size[consumer.columns.to(weight.device)])
         activity = {
             "weight": lambda: th.ones_like(mean),
             "contribution": lambda: inputs.abs().mean(0),
         }.get(self.utility, lambda: (inputs - mean).abs().mean(0))()
         share = th.stack([(activity[columns] * size).mean(1) for size in outgoing]).mean(0)
-        return share / incoming.clamp(min=SMALL) if self.utility == "adaptable_contribution" else share
+        return share / self._incoming(layer) if self.utility == "adaptable_contribution" else share
+
+    def _incoming(self, layer: HiddenLayer) -> th.Tensor:
+        """Return the mean size of each unit's incoming weights: (units,)."""
+        return self.root.get_parameter(layer.weight).abs().flatten(1).mean(1).clamp(min=SMALL)
 
 
 class ReDo(_ActivityRecycler):
