@@ -189,7 +189,7 @@ def cost(name: str) -> list[str]:
         return []
     measured = json.loads(COSTS.read_text(encoding="utf-8"))
     rows = [
-        f"| {setting} | {updates} | {found[name]['ratio']:.2f} |"
+        "| {} | {} | {ratio:.2f} | {low:.2f} to {high:.2f} |".format(setting, updates, **found[name])
         for setting, kinds in measured.items()
         for updates, found in kinds.items()
         if name in found
@@ -197,7 +197,7 @@ def cost(name: str) -> list[str]:
     if not rows:
         return []
     title = "CPU time of an iteration with it, divided by that of one without (`benchmarks/mitigations.py`):"
-    return [title, "", "| setting | updates | ratio |", "|---|---|---|", *rows]
+    return [title, "", "| setting | updates | ratio | 90% interval |", "|---|---|---|---|", *rows]
 
 
 def small_agents() -> dict[str, BaseAlgorithm]:
