@@ -100,8 +100,9 @@ class NonStationaryMixin(Clocked, MujocoEnv, utils.EzPickle):
         """
         Start an episode in the task that is due.
 
-        :param seed: seed of the initial states, or None to go on with the generator as it is. A seed starts everything
-            anew, so the clock too, unless a trainer keeps it (:meth:`sync_clock`): pass it once, not every episode.
+        :param seed: seed of the initial states, or None to continue with the generator as it is. A seed starts
+            everything anew, so the clock too, unless a trainer keeps it (:meth:`sync_clock`): pass it once, not every
+            episode.
         :param options: ignored, as by the parents
         :return: observation and info
         """
@@ -153,8 +154,8 @@ class NonStationaryMixin(Clocked, MujocoEnv, utils.EzPickle):
             mujoco.mj_setConst(self.model, self._scratch)
 
     def _simulation_error(self) -> str | None:
-        # MuJoCo resets a diverged simulation to its rest pose and goes on; only the counters tell. They start from 0
-        # with every episode.
+        # MuJoCo resets a diverged simulation to its rest pose and continues; only the counters show it. They start
+        # from 0 with every episode.
         counts = self.data.warning.number
         if counts.any():
             return warning_names(counts)

@@ -35,7 +35,7 @@ class BatchedSimulations:
     """
     Many simulations of one non-stationary environment.
 
-    Nothing here resets by itself and no episode ends by time: that is up to whoever steps (``MujocoBatchVecEnv``).
+    Nothing here resets by itself and no episode ends by time: that is up to the caller (``MujocoBatchVecEnv``).
 
     :param template: the environment whose class, model and options all simulations share; it renders, but is never
         stepped
@@ -84,7 +84,7 @@ class BatchedSimulations:
         Start episodes in the tasks that are due.
 
         :param ids: which simulations, in rising order
-        :param seeds: for each of them a seed, or None to go on with its generator
+        :param seeds: for each of them a seed, or None to continue with its generator
         :return: observations, shape (len(ids), observation size), and the columns of their infos
         """
         for i, seed in zip(ids, seeds or [None] * len(ids), strict=True):
@@ -128,7 +128,7 @@ class BatchedSimulations:
         return outcome
 
     def _with_tasks(self, columns: Columns, ids: Any) -> Columns:
-        # copies: they must not change when the simulations go on
+        # copies: they must not change when the simulations continue
         tasks = {"task_index": self.task_indices[ids].copy(), "task_value": self.task_values[ids].copy()}
         return {**columns, **tasks}
 

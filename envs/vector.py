@@ -112,8 +112,8 @@ class MujocoVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """
         Start episodes.
 
-        :param seed: environment ``i`` starts from ``seed + i``, or from the ``i``-th of a list; None to go on with the
-            generators as they are
+        :param seed: environment ``i`` starts from ``seed + i``, or from the ``i``-th of a list; None to continue with
+            the generators as they are
         :param options: ``reset_mask``, a Boolean array, chooses the environments to reset (mode ``"Disabled"``); other
             options are ignored, as by the environments
         :return: observations, shape (num_envs, observation size), and infos

@@ -43,8 +43,8 @@ class _TaskWrapper(Clocked, gym.Wrapper[Any, Any, Any, Any], utils.RecordConstru
         """
         Start an episode in the task that is due.
 
-        :param seed: seed of the environment, or None to go on with its generator. A seed starts everything anew, so the
-            clock too, unless a trainer keeps it (:meth:`sync_clock`).
+        :param seed: seed of the environment, or None to continue with its generator. A seed starts everything anew, so
+            the clock too, unless a trainer keeps it (:meth:`sync_clock`).
         :param options: of the environment
         :return: observation and info
         """

@@ -58,7 +58,7 @@ class RandomGoals(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         """
         Start an episode with a goal of its own.
 
-        :param seed: of goals and environment, or None to go on with their generators
+        :param seed: of goals and environment, or None to continue with their generators
         :param options: of the environment
         :return: observation and info
         """

@@ -33,7 +33,7 @@ class MinAtarEnv(gym.Env[np.ndarray, int]):
     :param game: ``"asterix"``, ``"breakout"``, ``"freeway"``, ``"seaquest"`` or ``"space_invaders"``
     :param render_mode: ``"rgb_array"`` or None
     :param sticky_action_prob: probability that an action is replaced by the one before it
-    :param difficulty_ramping: whether a game becomes harder as it goes on
+    :param difficulty_ramping: whether a game becomes harder the longer it lasts
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -62,7 +62,7 @@ class MinAtarEnv(gym.Env[np.ndarray, int]):
         """
         Start a game.
 
-        :param seed: of the game, or None to go on with its generator
+        :param seed: of the game, or None to continue with its generator
         :param options: ignored
         :return: observation of shape (10, 10, channels), and info
         """

@@ -93,7 +93,7 @@ class BatchedAnt(BatchedRobot):
     @override
     def reset_info(self, ids: Any = slice(None)) -> Columns:
         qpos = self.qpos[ids]
-        # copies: the rows of info must not change when the simulation goes on
+        # copies: the rows of info must not change when the simulation continues
         return {
             "x_position": qpos[:, 0].copy(),
             "y_position": qpos[:, 1].copy(),

@@ -192,7 +192,7 @@ class CurvatureCallback(BaseCallback):
     # -- resuming -----------------------------------------------------------------------------------------------------
 
     def _adopt_progress(self, source: SampleSource) -> None:
-        """Begin anew, or go on where the run that the model comes from was when it was saved."""
+        """Begin anew, or continue where the run that the model comes from was when it was saved."""
         key = f"{self.every!r} {self._names!r} {self.kinds!r} {self.n_samples}"
         kept: dict[str, Progress] = getattr(self.model, "curvature_progress", {})
         self._replaced, self._measured = {}, set()

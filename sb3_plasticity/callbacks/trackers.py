@@ -35,7 +35,7 @@ STEP = "time/total_timesteps"
 
 
 class TrackerOutputFormat(KVWriter):
-    """A format that tells scalars from pictures; the run that it logs to belongs to whoever started it."""
+    """A format that tells scalars from pictures; the run that it logs to belongs to the code that started it."""
 
     name: ClassVar[str]
 
@@ -53,7 +53,7 @@ class TrackerOutputFormat(KVWriter):
         raise NotImplementedError
 
     def close(self) -> None:
-        """Do nothing: the run goes on."""
+        """Do nothing: the run continues."""
 
 
 class MLflowOutputFormat(TrackerOutputFormat):

@@ -166,7 +166,7 @@ class Follower(TorchFunctionMode):
         return id(leaf) in self._marks or id(leaf) in self._latest
 
     def _move_ends(self, name: str, result: Any, leaves: Any, before: Any, latest: list[int]) -> None:
-        """Go on with the result of a function that keeps the shape of one layer's outputs and takes nothing else."""
+        """Continue with the result of a function that keeps the shape of one layer's outputs and takes nothing else."""
         place = [id(leaf) for leaf in leaves].index(latest[0])
         source, origin = leaves[place], before[place]
         if not isinstance(result, th.Tensor) or result.shape != source.shape or name in _MOVING | _MIXING:

@@ -3,7 +3,7 @@ Matrix products through oneDNN, where that is the faster way.
 
 oneDNN uses AVX-512 on every processor that has it; the BLAS that PyTorch calls does not on AMD's. Without AVX-512 the
 BLAS is the faster one (``docs/benchmarks.md`` has the numbers). The kernel is a private operator of PyTorch: where a
-version has it no longer, products run as ever.
+version lacks it, PyTorch's own products are used.
 """
 
 import torch as th

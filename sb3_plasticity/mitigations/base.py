@@ -240,7 +240,7 @@ class Mitigation:
         """
         return True
 
-    # -- for who attaches it -------------------------------------------------------------------------------------------
+    # -- for the code that attaches it ---------------------------------------------------------------------------------
 
     def uses(self, hook: str) -> bool:
         """
@@ -312,7 +312,7 @@ class Mitigation:
 
     def load_state_dict(self, state: Mapping[str, Any], root: nn.Module) -> None:
         """
-        Go on from a saved state.
+        Continue from a saved state.
 
         :param state: from :meth:`state_dict`
         :param root: on whose device tensors are to be

@@ -38,7 +38,7 @@ from sb3_plasticity.common.files import replacing
 from sb3_plasticity.zoo.description import ARGS, read_description, write_description
 from sb3_plasticity.zoo.errors import UsageError
 
-# Seconds that a run's lock is waited for: whoever only looks at the run has it for an instant.
+# Seconds that a run's lock is waited for: a process that only reads the run holds it for an instant.
 PATIENCE = 1.0
 ATTEMPT = re.compile(r"attempt_(\d+)_from_(\d+)")
 CHECKPOINT = re.compile(r"(.+)_(\d+)_steps")

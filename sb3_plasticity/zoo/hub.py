@@ -36,7 +36,7 @@ METRICS = "train_eval_metrics.zip"
 CLIP = "replay.mp4"
 STATISTICS = "vec_normalize.pkl"
 TAGS = ("deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3-plasticity")
-# Options that name places on the machine of whoever trained.
+# Options that name places on the machine on which the run was trained.
 PRIVATE = ("tensorboard_log", "trained_agent", "log_folder", "folder", "optimization_log_path", "conf_file", "storage")
 GIT_ATTRIBUTES = "".join(f"{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("*.mp4", "*.zip", "*.pkl"))
 

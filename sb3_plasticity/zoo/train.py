@@ -168,7 +168,7 @@ def make_spec(given: Mapping[str, Any]) -> tuple[RunSpec, str]:
     module, _, env_id = (given.get("env") or before.get("env_id", "CartPole-v1")).rpartition(":")
     packages = [*given.get("gym_packages", before.get("gym_packages", [])), *([module] if module else [])]
     check_known(algo, env_id, packages)
-    # a stock PPO agent may go on as PPO_L2ER, which is PPO and more
+    # a stock PPO agent may continue as PPO_L2ER, which is PPO and more
     if previous and previous.algo != algo and (previous.algo, algo) != ("ppo", "ppo_l2er"):
         raise UsageError(f"{source}: it is a checkpoint of {previous.algo}, not of {algo}: use --algo {previous.algo}")
     if given.get("save_replay_buffer") and "buffer_size" not in config.arguments_of(ALGOS[algo]):

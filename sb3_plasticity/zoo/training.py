@@ -33,7 +33,7 @@ def train(folder: RunFolder, *, verbose: int = 0, progress: bool = False) -> Non
     :param progress: whether to show a progress bar
     :raises UsageError: if the run cannot be begun as it is described, or another process is training it
     :raises RunError: if it crashed; ``log.txt`` in the folder has the traceback
-    :raises KeyboardInterrupt: after an interrupt; its text says how to go on
+    :raises KeyboardInterrupt: after an interrupt; its text says how to resume
     """
     spec = RunSpec.of(folder)
     check_known(spec.algo, spec.env_id, spec.gym_packages)
