@@ -26,7 +26,7 @@ def _no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
 
-def test_the_readmes_commands(command: Callable[..., Any]) -> None:
+def test_the_readmes_commands(command: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert "Saved to" in command("train", "--algo", "ppo_l2er", *TINY_L2ER, "-n", "64", "--eval-freq", "64")
     output = command("enjoy", *AGENT, "--task", "2", "-n", "10")
     assert "No display: nothing is drawn" in output
@@ -36,6 +36,7 @@ def test_the_readmes_commands(command: Callable[..., Any]) -> None:
     assert main(["train", "--algo", "ppo_l2er", *cart, *parameters]) == 0
     plot = ["plots", "plot_train", "-a", "ppo_l2er", "-e", "CartPole-v1", "-f", "logs"]
     assert main(plot) == 2
+    assert "no run has 100 episodes" in capsys.readouterr().err
     command(*plot, "-w", "2")
     before = Path("plot_train.png").read_bytes()
     assert main([*plot, "-w", "3"]) == 0
