@@ -17,6 +17,7 @@ from sb3_plasticity.envs.schedules import SCHEDULES
 from sb3_plasticity.study.progress import StudyProgress
 from sb3_plasticity.study.schedulers import LocalScheduler, RayScheduler, Scheduler, SlurmScheduler, train_all
 from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, Study, planned_runs, read_study
+from sb3_plasticity.study.tasks import period_of
 from sb3_plasticity.zoo import config
 from sb3_plasticity.zoo.algorithms import ALGOS
 from sb3_plasticity.zoo.errors import UsageError
@@ -145,8 +146,8 @@ def _period(study: Study, run: PlannedRun) -> int:
     except Exception as error:  # somebody else's constructor may do anything
         raise UsageError(f"`env_kwargs` of {run.env_id}: {error}") from error
     with env:
-        schedule = env.get_wrapper_attr("schedule") if env.has_wrapper_attr("schedule") else None
-    return int(getattr(schedule, "period", None) or study.n_timesteps)
+        period = period_of(env)
+    return period or study.n_timesteps
 
 
 def _seeded(study: Study, run: PlannedRun) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The folders of runs as tidy tables: runs, episodes, progress, spectra and tasks. Nothing is written."""
 
+import importlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from gymnasium.envs.registration import load_env_creator
 import sb3_plasticity.envs  # noqa: F401  (registers the environments)
 from sb3_plasticity.curvature.records import load_spectra
 from sb3_plasticity.study.spec import STUDY_FILE, PlannedRun, ReportSettings, Study, planned_runs, read_study
-from sb3_plasticity.study.tasks import RUN, Timeline, task_table
+from sb3_plasticity.study.tasks import RUN, Timeline, period_of, task_table
 from sb3_plasticity.zoo.errors import UsageError
 from sb3_plasticity.zoo.folder import STATE, RunFolder, joined
 
@@ -251,7 +252,16 @@ def _env_kwargs(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _timeline(description: dict[str, Any]) -> Timeline:
+    """Divide a run into tasks: by the period of its study, its schedule or, by default, its environment."""
     n_timesteps = int(description.get("n_timesteps") or 1)
     schedule = _env_kwargs(description).get("schedule")
-    period = schedule.get("period") if isinstance(schedule, dict) else None
-    return Timeline(n_timesteps, int(description.get("tags", {}).get("period") or period or n_timesteps))
+    period = description.get("tags", {}).get("period") or (isinstance(schedule, dict) and schedule.get("period"))
+    if not period:
+        try:
+            for package in description.get("gym_packages") or ():
+                importlib.import_module(package)
+            with gym.make(description["env_id"], disable_env_checker=True, **_env_kwargs(description)) as env:
+                period = period_of(env)
+        except Exception:  # a package that is not installed here, or somebody else's constructor
+            period = None
+    return Timeline(n_timesteps, int(period or n_timesteps))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 
@@ -35,6 +36,18 @@ class Timeline:
     def n_tasks(self) -> int:
         """Tasks that a run goes through."""
         return math.ceil(self.n_timesteps / self.period)
+
+
+def period_of(env: gym.Env[Any, Any]) -> int | None:
+    """
+    Ask an environment for the length of its tasks.
+
+    :param env: any environment
+    :return: steps from one task to the next; None if it has no schedule, or one without a period
+    """
+    schedule = env.get_wrapper_attr("schedule") if env.has_wrapper_attr("schedule") else None
+    period = getattr(schedule, "period", None)
+    return int(period) if period else None
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------

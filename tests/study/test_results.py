@@ -200,3 +200,14 @@ def test_an_environment_without_tasks_is_one_task(tmp_path: Path) -> None:
 )
 def test_what_changes_is_named(env_id: str, keywords: dict[str, str], name: str) -> None:
     assert _parameter({"env_id": env_id, "hyperparams": {"env_kwargs": keywords}}) == name
+
+
+def test_the_period_that_an_environment_has_by_default(tmp_path: Path) -> None:
+    """SlipperyAnt's friction changes every two million steps, also in runs whose description does not repeat it."""
+    folder = RunFolder(tmp_path / "ppo" / "SlipperyAnt-v0_1")
+    write_monitor(folder.path, [(10, 1000, 1_900_000, 0, 1.0), (20, 1000, 3_900_000, 1, 0.5)])
+    given = {"algo": "ppo", "env_id": "SlipperyAnt-v0", "seed": 0, "n_timesteps": 4_000_000, "hyperparams": {}}
+    folder.write_description(given)
+    folder.write_state(State("finished", 4_000_000, 1.0))
+    tasks = read_results(tmp_path).tasks
+    assert list(tasks.begin) == [0, 2_000_000] and list(tasks.final_return) == [10, 20]
