@@ -10,10 +10,10 @@ are three views:
 * between methods: the mean over methods on the same task of the same seed is taken off, so that only the difference
   between methods under the same change is left.
 
-Each seed has its own rank correlation; their mean, its interval and its p value come from Student's t over seeds, both
-corrected for the number of measures tried. An alarm is a measure on the bad side of the threshold that best tells the
-tasks that fail from those that succeed; on a stationary control, where nothing changes, every alarm before a task that
-reaches what the run had reached is a false one.
+Each seed has its own rank correlation; their mean (of Fisher's transforms), its interval and its p value come from
+Student's t over seeds, the last two corrected for the number of measures tried. An alarm is a measure on the bad side
+of the threshold that best tells the tasks that fail from those that succeed; on a stationary control, where nothing
+changes, every alarm before a task that reaches what the run had reached is a false one.
 """
 
 import math

@@ -31,7 +31,8 @@ def write_report(runs: Path, out: Path | None = None, baseline: str | None = Non
     Write the report of a study, or of any runs: ``report.html``, the figures as PNG and PDF, and numbers as CSV.
 
     ``tasks.csv`` has a row per run and task, ``summary.csv``, ``by_task.csv`` one per estimate, ``fits.csv`` and
-    ``trainability.csv`` the numbers of figures 3 and 4, ``referee.csv`` the verdicts on every measure.
+    ``trainability.csv`` the numbers of figures 3 and 4, ``referee.csv`` the verdicts on every measure, ``starts.csv``
+    the measures at task starts that these are about.
 
     :param runs: folder of the study, or one with runs' folders below it
     :param out: folder for the report, not there yet or empty; None for ``report`` in the study's folder, or
@@ -185,6 +186,7 @@ class Report:
         tasks = self.results.tasks[self.results.tasks.env_id.isin([env_id, twin])].reset_index(drop=True)
         ranks = [name for name in tasks if str(name).startswith("epsilon_rank_")]
         measures = start_measures(self.results.progress, tasks).join(tasks[ranks])
+        self.numbers.setdefault("starts", []).append(tasks[TASK].join(measures))
         return judge(tasks, measures, tasks.env_id == twin)
 
     def _noted(self, name: str, env_id: str, table: pd.DataFrame) -> list[dict[str, Any]]:

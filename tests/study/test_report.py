@@ -1,5 +1,6 @@
 """The report as a whole: one page that stands alone, honest about what it lacks."""
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -238,3 +239,13 @@ def test_a_league_of_many_methods_is_ranked(tmp_path: Path) -> None:
     assert (referee.control_n > 0).all() and referee.false_alarms.between(0, 1).all()
     assert referee.between["plasticity/policy/effective_rank"] > 0.5
     assert abs(referee.between["plasticity/value/effective_rank"]) < 0.4
+    # what it judged is there for others to judge: the same correlation by hand
+    starts, tasks = (pd.read_csv(path.parent / f"{name}.csv") for name in ("starts", "tasks"))
+    both = starts.merge(tasks, on=["env_id", "method", "seed", "task_index"], validate="1:1")
+    both = both[both.env_id == "SlipperyAnt-v0"]
+    assert len(both) == len(methods) * 3 * 3 and len(starts) == len(tasks)
+    columns = ["plasticity/policy/effective_rank", "final_return"]
+    both[columns] -= both.groupby(["seed", "task_index"])[columns].transform("mean")
+    seeds = [each[columns].corr("spearman").to_numpy()[0, 1] for _, each in both.groupby("seed")]
+    mean = math.tanh(sum(math.atanh(float(correlation)) for correlation in seeds) / len(seeds))  # Fisher's
+    assert referee.between[columns[0]] == pytest.approx(mean, abs=1e-12)
