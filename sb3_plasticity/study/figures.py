@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from sb3_plasticity.curvature.plots import plot_density, symlog
 from sb3_plasticity.curvature.spectrum import Spectrum
@@ -137,6 +137,11 @@ def returns_figure(episodes: pd.DataFrame, time: Timeline, look: Looks, baseline
         below.stairs(values.to_numpy(), edges, baseline=None, color="0.35", alpha=0.8, lw=1)
     if episodes.task_value.min() > 0 and episodes.task_value.max() > 3 * episodes.task_value.min():
         below.set_yscale("log")
+        below.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5), numticks=5),
+            major_formatter=StrMethodFormatter("{x:g}"),
+            minor_formatter=NullFormatter(),
+        )
     below.set(ylabel=f"{parameter},\neach seed's", xlabel="environment steps")
     for axes in (*panels, below):
         _step_axis(axes, time)
