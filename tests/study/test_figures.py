@@ -82,6 +82,15 @@ def test_many_methods_have_a_panel_each_beside_the_baseline() -> None:
         assert len(axes.collections) == 1  # the band of the panel's own method
 
 
+def test_tasks_over_a_decade_have_few_and_plain_labels() -> None:
+    table = episodes(["PPO"]).assign(task_value=lambda each: np.where(each.task_index == 0, 0.1, 1.0))
+    below = figures.returns_figure(table, Timeline(200, 100), figures.looks(["PPO"], "PPO"), "PPO", "friction").axes[-1]
+    low, high = below.get_ylim()
+    shown = [label.get_text() for label in below.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert set(shown) >= {"0.1", "1"} and set(shown) <= {"0.1", "0.2", "0.5", "1"}
+    assert not any(label.get_text() for label in below.get_yticklabels(minor=True))
+
+
 def test_an_epsilon_rank_is_drawn_with_its_interval() -> None:
     tasks = pd.DataFrame({"method": "PPO", "seed": [0, 1], "task_index": 1, "final_return": [5.0, 7.0]})
     tasks = tasks.assign(epsilon_rank=[0.2, 0.3], epsilon_rank_low=[0.1, 0.3], epsilon_rank_high=[0.4, 0.3])
