@@ -111,6 +111,19 @@ def improvement(own: np.ndarray, baseline: np.ndarray) -> Estimate:
     return _bootstrapped(sides if all(side.size > 1 for side in sides) else [], probability, sides[0].size)
 
 
+def p_of_mean(values: np.ndarray) -> float:
+    """
+    Test whether the mean of independent values, such as the differences of pairs, is 0, by Student's t.
+
+    :param values: (n,) one for each seed, NaN where there is none
+    :return: two-sided p value; NaN for fewer than three values
+    """
+    known = _finite(values)
+    if len(known) < 3:
+        return math.nan
+    return float(2 * stats.t.sf(abs(known.mean()) / _standard_error(known), len(known) - 1))
+
+
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Take the IQM over seeds at every point of a curve, with pointwise percentile bootstrap intervals.
@@ -142,6 +155,10 @@ def _finite(values: np.ndarray) -> np.ndarray:
     numbers = np.asarray(values, dtype=float)
     known: np.ndarray = numbers[np.isfinite(numbers)]
     return known
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return max(float(stats.sem(values)), 1e-12)  # seeds that agree exactly
 
 
 def _bootstrapped(samples: Sequence[np.ndarray], statistic: Statistic, n: int) -> Estimate:
@@ -257,10 +274,9 @@ def mean_correlation(correlations: Sequence[float], n_tests: int = 1) -> tuple[E
     value = float(np.tanh(scores.mean())) if len(scores) else math.nan
     if len(scores) < 3:
         return Estimate(value, n=len(scores)), math.nan
-    error = max(float(stats.sem(scores)), 1e-12)  # seeds that agree exactly
-    low, high = np.tanh(stats.t.interval(1 - (1 - CONFIDENCE) / n_tests, len(scores) - 1, scores.mean(), error))
-    p = 2 * stats.t.sf(abs(scores.mean()) / error, len(scores) - 1)
-    return Estimate(value, float(low), float(high), len(scores)), float(p)
+    confidence, error = 1 - (1 - CONFIDENCE) / n_tests, _standard_error(scores)
+    low, high = np.tanh(stats.t.interval(confidence, len(scores) - 1, scores.mean(), error))
+    return Estimate(value, float(low), float(high), len(scores)), p_of_mean(scores)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

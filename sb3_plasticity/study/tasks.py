@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sb3_plasticity.study.spec import ReportSettings
-from sb3_plasticity.study.statistics import Estimate, improvement, interval, iqm
+from sb3_plasticity.study.statistics import Estimate, holm, improvement, interval, iqm, p_of_mean
 
 RUN = ["env_id", "method", "seed"]
 TASK = [*RUN, "task_index"]
@@ -18,6 +18,8 @@ TASK = [*RUN, "task_index"]
 BINS_PER_TASK = 20
 # Shares of tasks are averaged: the interquartile mean of a few zeros and ones says little.
 SHARES = ("success", "better")
+# Of these, the differences to the baseline are tested.
+TESTED = ("last_return", "mean_return")
 
 
 @dataclass(frozen=True)
@@ -202,15 +204,18 @@ def summarize(tasks: pd.DataFrame, runs: pd.DataFrame, baseline: str) -> pd.Data
     :return: a row per environment, method and measure: ``value``, ``low``, ``high`` (95% interval over seeds) and
         ``n`` (seeds). Measures are ``last_return`` (final return of the last task), ``mean_return`` (of all tasks),
         ``change`` (last less first), ``auc``, ``success`` (share of tasks) and ``epsilon_rank`` at their starts, each
-        also as ``<measure>_difference`` to the baseline's run of the same seed; ``better`` (share of tasks);
-        ``improvement``, the probability that a run has a higher ``mean_return`` than one of the baseline; ``recovered``
-        (share of tasks, of those with a task before) and ``recovery_steps`` (median; infinity where half did not);
-        ``seconds`` and ``seconds_ratio`` (to the baseline's run of the same seed), medians
+        also as ``<measure>_difference`` to the baseline's run of the same seed; ``last_return_p`` and
+        ``mean_return_p``, p values of paired t-tests over seeds, after Holm's correction for the number of methods;
+        ``better`` (share of tasks); ``improvement``, the probability that a run has a higher ``mean_return`` than one
+        of the baseline; ``recovered`` (share of tasks, of those with a task before) and ``recovery_steps`` (median;
+        infinity where half did not); ``seconds`` and ``seconds_ratio`` (to the baseline's run of the same seed),
+        medians
     """
     own: Any
     paired: Any  # pandas' stubs know no key of several levels
     own, paired = (_run_table(table).sort_index() for table in (tasks, differences(tasks, baseline)))
     seconds: Any = runs.set_index(RUN).seconds.sort_index()
+    tests = _paired_tests(paired)
     rows = []
     for (env_id, method), part in tasks.groupby(["env_id", "method"], sort=False):
         numbers = dict(_estimates(own.loc[env_id, method])) | _recovery(part.steps_to_recover, part.seed.nunique())
@@ -219,12 +224,19 @@ def summarize(tasks: pd.DataFrame, runs: pd.DataFrame, baseline: str) -> pd.Data
         if (env_id, method) in paired.index:
             of_pairs = dict(_estimates(paired.loc[env_id, method]))
             numbers |= {name if name in SHARES else f"{name}_difference": each for name, each in of_pairs.items()}
+            numbers |= {f"{name}_p": Estimate(p) for name, p in tests.loc[env_id, method].items()}
             returns = (own.loc[env_id, each].mean_return.to_numpy() for each in (method, baseline))
             numbers["improvement"] = improvement(*returns)
             ratio = (times / seconds[env_id, baseline]).dropna()
             numbers["seconds_ratio"] = Estimate(float(ratio.median()), n=len(ratio))
         rows += [{"env_id": env_id, "method": method, "measure": name, **vars(of)} for name, of in numbers.items()]
     return pd.DataFrame(rows)
+
+
+def _paired_tests(paired: pd.DataFrame) -> Any:
+    """Test the differences of every method, corrected for the number of methods on the environment."""
+    tested = paired.groupby(["env_id", "method"])[list(TESTED)].agg(p_of_mean)
+    return tested.apply(lambda column: column.groupby("env_id").transform(lambda each: holm(each.to_numpy())))
 
 
 def summarize_tasks(tasks: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from sb3_plasticity.study.statistics import (
     interval,
     iqm,
     mean_correlation,
+    p_of_mean,
     r_squared,
     spearman,
 )
@@ -157,6 +158,32 @@ def test_holm_by_hand() -> None:
     )
     np.testing.assert_allclose(holm(np.array([0.03, 0.01, 0.02])), [0.04, 0.03, 0.04])
     assert holm(np.array([0.7, 0.8])).max() == 1
+
+
+def test_paired_t_by_hand() -> None:
+    """
+    The p value of 1, 2 and 3 has a closed form.
+
+    Their mean is 2 and their standard error 1 / sqrt(3), so t = sqrt(12); with two degrees of freedom,
+    p = 1 - t / sqrt(t^2 + 2) = 1 - sqrt(6 / 7).
+    """
+    assert p_of_mean(np.array([1.0, 2, math.nan, 3])) == pytest.approx(1 - math.sqrt(6 / 7))
+    assert math.isnan(p_of_mean(np.array([1.0, 2, math.nan])))
+    assert p_of_mean(np.array([2.0, 2, 2])) < 1e-6 and p_of_mean(np.zeros(3)) == 1
+
+
+def test_differences_are_tested_and_corrected_for_the_number_of_methods() -> None:
+    """Each p value is SciPy's for related samples; of three, the smallest counts three times and the next twice."""
+    rng = np.random.default_rng(4)
+    finals = {method: rng.normal(gain, size=5) for method, gain in (("PPO", 0), ("A", 3), ("B", 2), ("C", 0.2))}
+    tasks = task_rows(**{method: pd.Series(values) for method, values in finals.items()})
+    summary = summarize(tasks, tasks[["env_id", "method", "seed"]].assign(seconds=1.0), "PPO")
+    found = summary[summary.measure == "mean_return_p"].set_index("method").value
+    raw = {method: stats.ttest_rel(finals[method], finals["PPO"]).pvalue for method in "ABC"}
+    first, second, third = sorted(raw, key=raw.__getitem__)
+    assert found[first] == pytest.approx(3 * raw[first])
+    assert found[second] == pytest.approx(max(3 * raw[first], 2 * raw[second]))
+    assert found[third] == pytest.approx(max(found[second], raw[third])) and "PPO" not in found
 
 
 def test_the_test_over_seeds_holds_its_level() -> None:
