@@ -135,10 +135,13 @@ def returns_figure(episodes: pd.DataFrame, time: Timeline, look: Looks, baseline
         values = group.groupby("task_index").task_value.first()
         edges = np.append(values.index.to_numpy() * time.period, time.n_timesteps)
         below.stairs(values.to_numpy(), edges, baseline=None, color="0.35", alpha=0.8, lw=1)
-    if episodes.task_value.min() > 0 and episodes.task_value.max() > 3 * episodes.task_value.min():
+    smallest, largest = episodes.task_value.min(), episodes.task_value.max()
+    if smallest > 0 and largest > 3 * smallest:
         below.set_yscale("log")
+        # The axis has room for five labels.
+        digits = (1, 2, 5) if largest <= 10 * smallest else (1, 3) if largest <= 100 * smallest else (1,)
         below.yaxis.set(
-            major_locator=LogLocator(subs=(1, 2, 5), numticks=5),
+            major_locator=LogLocator(subs=digits, numticks=5),
             major_formatter=StrMethodFormatter("{x:g}"),
             minor_formatter=NullFormatter(),
         )

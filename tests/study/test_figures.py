@@ -82,12 +82,22 @@ def test_many_methods_have_a_panel_each_beside_the_baseline() -> None:
         assert len(axes.collections) == 1  # the band of the panel's own method
 
 
-def test_tasks_over_a_decade_have_few_and_plain_labels() -> None:
-    table = episodes(["PPO"]).assign(task_value=lambda each: np.where(each.task_index == 0, 0.1, 1.0))
+@pytest.mark.parametrize(
+    ("values", "wanted", "allowed"),
+    [
+        ((0.1, 1.0), {"0.1", "1"}, {"0.1", "0.2", "0.5", "1"}),
+        ((0.02, 2.0), {"0.1", "1"}, {"0.03", "0.1", "0.3", "1"}),
+        ((0.001, 10.0), {"0.1"}, {"0.001", "0.01", "0.1", "1", "10"}),
+    ],
+)
+def test_tasks_over_decades_have_few_and_plain_labels(
+    values: tuple[float, float], wanted: set[str], allowed: set[str]
+) -> None:
+    table = episodes(["PPO"]).assign(task_value=lambda each: np.where(each.task_index == 0, *values))
     below = figures.returns_figure(table, Timeline(200, 100), figures.looks(["PPO"], "PPO"), "PPO", "friction").axes[-1]
     low, high = below.get_ylim()
     shown = [label.get_text() for label in below.get_yticklabels() if low <= label.get_position()[1] <= high]
-    assert set(shown) >= {"0.1", "1"} and set(shown) <= {"0.1", "0.2", "0.5", "1"}
+    assert set(shown) >= wanted and set(shown) <= allowed
     assert not any(label.get_text() for label in below.get_yticklabels(minor=True))
 
 
