@@ -181,7 +181,10 @@ def panels_figure(progress: pd.DataFrame, measures: Sequence[str], time: Timelin
         for method in methods:
             _draw_curve(axes, lines[lines.method == method], name, time, look[method], len(methods) <= TOGETHER)
         axes.set_title(title)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        if name == "train/std":
+            axes.set_yscale("log")  # it falls by powers of ten, and what matters are ratios
+        else:
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         _step_axis(axes, time)
     for axes in panels[len(found) :]:
         axes.set_visible(False)

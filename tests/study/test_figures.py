@@ -45,6 +45,10 @@ def test_a_panel_for_each_measure_of_each_network_that_was_logged() -> None:
     titles = [axes.get_title("left") for axes in drawn.axes if axes.get_visible()]
     assert titles == ["weight norm, actor", "churn, critic 0"]
     assert figures.panels_figure(progress, ["effective_rank"], Timeline(2, 1), look) is None
+    # a standard deviation falls by factors, other measures start at zero
+    std = figures.panels_figure(progress.assign(**{"train/std": [1.0, 0.1, 1, 0.01]}), ["churn"], Timeline(2, 1), look)
+    assert std is not None and [axes.get_yscale() for axes in std.axes[:2]] == ["log", "linear"]
+    assert std.axes[1].get_ylim()[0] == 0
 
 
 def episodes(methods: list[str]) -> pd.DataFrame:
