@@ -137,20 +137,24 @@ def returns_figure(episodes: pd.DataFrame, time: Timeline, look: Looks, baseline
         below.stairs(values.to_numpy(), edges, baseline=None, color="0.35", alpha=0.8, lw=1)
     smallest, largest = episodes.task_value.min(), episodes.task_value.max()
     if smallest > 0 and largest > 3 * smallest:
-        below.set_yscale("log")
-        # The axis has room for five labels.
-        digits = (1, 2, 5) if largest <= 10 * smallest else (1, 3) if largest <= 100 * smallest else (1,)
-        below.yaxis.set(
-            major_locator=LogLocator(subs=digits, numticks=5),
-            major_formatter=StrMethodFormatter("{x:g}"),
-            minor_formatter=NullFormatter(),
-        )
+        _logarithmic(below, largest / smallest)
     below.set(ylabel=f"{parameter},\neach seed's", xlabel="environment steps")
     for axes in (*panels, below):
         _step_axis(axes, time)
     figure.supylabel("return of an episode", fontsize=10)
     _legend(figure, methods if len(shown) == 1 else [baseline], look)
     return figure
+
+
+def _logarithmic(axes: Axes, ratio: float) -> None:
+    """Make the vertical axis logarithmic, with at most five plain labels for the ratio of its ends."""
+    axes.set_yscale("log")
+    digits = (1, 2, 5) if ratio <= 10 else (1, 3) if ratio <= 100 else (1,)
+    axes.yaxis.set(
+        major_locator=LogLocator(subs=digits, numticks=5),
+        major_formatter=StrMethodFormatter("{x:g}"),
+        minor_formatter=NullFormatter(),
+    )
 
 
 @mpl.rc_context(STYLE)
@@ -182,7 +186,7 @@ def panels_figure(progress: pd.DataFrame, measures: Sequence[str], time: Timelin
             _draw_curve(axes, lines[lines.method == method], name, time, look[method], len(methods) <= TOGETHER)
         axes.set_title(title)
         if name == "train/std":
-            axes.set_yscale("log")  # it falls by powers of ten, and what matters are ratios
+            _logarithmic(axes, lines[name].max() / lines[name].min())  # it falls by factors
         else:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         _step_axis(axes, time)
