@@ -26,8 +26,7 @@ from sb3_plasticity.zoo.folder import RunFolder
 EXPLORATION = "log_std"
 # Entries of a configuration that this does not rebuild.
 UNSUPPORTED = ("normalize", "frame_stack", "env_wrapper", "vec_env_wrapper")
-# Whether each part comes from a new agent, by the value of --new.
-PARTS = {"nothing": (), "exploration": (True,), "weights": (False,), "everything": (True, False)}
+PARTS = ("nothing", "exploration", "weights", "everything")
 
 
 def transplant(model: OnPolicyAlgorithm, new: str) -> list[str]:
@@ -45,7 +44,7 @@ def transplant(model: OnPolicyAlgorithm, new: str) -> list[str]:
     donors = dict(fresh.named_parameters())
     replaced = []
     for name, parameter in model.policy.named_parameters():
-        if (name == EXPLORATION) in PARTS[new]:
+        if new in ("everything", "exploration" if name == EXPLORATION else "weights"):
             parameter.data.copy_(donors[name].data)
             model.policy.optimizer.state.pop(parameter, None)
             replaced.append(name)
@@ -57,19 +56,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a saved model in the folder of its run")
     parser.add_argument("--task", type=int, required=True, help="index of the task to train on")
-    parser.add_argument("--new", choices=list(PARTS), required=True, help="what to take from a new agent")
+    parser.add_argument("--new", choices=PARTS, required=True, help="what to take from a new agent")
     parser.add_argument("--steps", type=int, default=2_000_000, help="environment steps (default: 2,000,000)")
     parser.add_argument("--seed", type=int, default=0, help="of the new agent and the environments (default: 0)")
     parser.add_argument("--out", type=Path, required=True, help="new folder for progress.csv and the model")
     args = parser.parse_args()
+    if args.out.exists():
+        parser.error(f"`out` must be a folder that does not exist, got {args.out}")
     run = RunFolder(args.checkpoint.parent).description()
     if not run:
         parser.error(f"`checkpoint` must be in the folder of its run, got {args.checkpoint}")
-    if wrapped := [key for key in UNSUPPORTED if run["hyperparams"].get(key)]:
+    entry = run["hyperparams"]
+    if wrapped := [key for key in UNSUPPORTED if entry.get(key)]:
         parser.error(f"`checkpoint` must be of a run without {', '.join(UNSUPPORTED)}, got one with {wrapped[0]}")
     th.set_num_threads(1)
-    kwargs = {**run["env_kwargs"], "task": args.task}
-    env = make_nonstationary_vec_env(run["env"], run["hyperparams"]["n_envs"], seed=args.seed, env_kwargs=kwargs)
+    kwargs = {**(entry.get("env_kwargs") or {}), "task": args.task}
+    env = make_nonstationary_vec_env(run["env"], entry.get("n_envs", 1), seed=args.seed, env_kwargs=kwargs)
     model = ALGOS[run["algo"]].load(args.checkpoint, env=env)
     model.set_random_seed(args.seed)
     if not isinstance(model, OnPolicyAlgorithm) or not hasattr(model.policy, EXPLORATION):
