@@ -224,7 +224,7 @@ def summarize(tasks: pd.DataFrame, runs: pd.DataFrame, baseline: str) -> pd.Data
         if (env_id, method) in paired.index:
             of_pairs = dict(_estimates(paired.loc[env_id, method]))
             numbers |= {name if name in SHARES else f"{name}_difference": each for name, each in of_pairs.items()}
-            numbers |= {f"{name}_p": Estimate(p) for name, p in tests.loc[env_id, method].items()}
+            numbers |= {f"{name}_p": Estimate(p, n=of_pairs[name].n) for name, p in tests.loc[env_id, method].items()}
             returns = (own.loc[env_id, each].mean_return.to_numpy() for each in (method, baseline))
             numbers["improvement"] = improvement(*returns)
             ratio = (times / seconds[env_id, baseline]).dropna()

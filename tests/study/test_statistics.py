@@ -181,6 +181,7 @@ def test_differences_are_tested_and_corrected_for_the_number_of_methods() -> Non
     found = summary[summary.measure == "mean_return_p"].set_index("method").value
     raw = {method: stats.ttest_rel(finals[method], finals["PPO"]).pvalue for method in "ABC"}
     first, second, third = sorted(raw, key=raw.__getitem__)
+    assert (summary[summary.measure == "mean_return_p"].n == 5).all()
     assert found[first] == pytest.approx(3 * raw[first])
     assert found[second] == pytest.approx(max(3 * raw[first], 2 * raw[second]))
     assert found[third] == pytest.approx(max(found[second], raw[third])) and "PPO" not in found
